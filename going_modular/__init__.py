@@ -1,0 +1,1 @@
+"""The package behind the notebooks: data, model, training, prediction."""

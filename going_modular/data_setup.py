@@ -1,0 +1,377 @@
+"""Images: where they come from, how they are read, and in which batches.
+
+The photos are FoodVision Mini: 300 photos of pizza, steak and sushi that the course
+of learnpytorch.io took from Food-101 (Bossard et al., 2014).
+"""
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import requests
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    Subset,
+    TensorDataset,
+)
+from torchvision.datasets import ImageFolder
+from tqdm import tqdm
+
+from going_modular.utils import repository_path
+
+DATA_DIR = repository_path("data")
+PHOTOS = "pizza_steak_sushi"
+PHOTO_CHECKSUMS = DATA_DIR / f"{PHOTOS}.sha256"
+CUSTOM_PHOTO = "04-pizza-dad.jpeg"
+CUSTOM_PHOTO_SHA256 = "0f00389758009e8430ca17c9a21ebb4564c6945e0c91c58cf058e6a93d267dc8"
+COURSE = "https://github.com/mrdbourke/pytorch-deep-learning/raw/main"
+TIMEOUT = (5, 30)  # seconds to connect, and between two pieces of the answer
+
+Transform = Callable[[Image.Image], torch.Tensor]
+
+
+class DownloadError(OSError):
+    """A file could not be fetched, or is not what it should be."""
+
+
+class FoodImages(NamedTuple):
+    """Where the images of the series lie, and in words what they are."""
+
+    train_dir: Path
+    test_dir: Path
+    custom_photo: Path
+    source: str
+
+
+# Where the images come from
+
+
+def get_food_images() -> FoodImages:
+    """Find or fetch the images that the variable FOODVISION_SOURCE asks for.
+
+    "auto" (or unset): the photos under `data/` if they are complete, else a download
+    from the course's repository. Anything else is a mirror: a folder or URL prefix
+    that holds `pizza_steak_sushi.zip` and `04-pizza-dad.jpeg`. A relative folder is
+    seen from the repository's root.
+
+    Raises:
+        DownloadError: if they cannot be had, with what failed and what to do.
+    """
+    source = os.environ.get("FOODVISION_SOURCE") or "auto"
+    if source == "auto":
+        archive = f"{COURSE}/data/{PHOTOS}.zip"
+        custom_photo = f"{COURSE}/images/{CUSTOM_PHOTO}"
+    else:
+        mirror = source.rstrip("/") if is_url(source) else repository_path(source)
+        archive = f"{mirror}/{PHOTOS}.zip"
+        custom_photo = f"{mirror}/{CUSTOM_PHOTO}"
+    try:
+        photos = download_data(archive, PHOTOS, PHOTO_CHECKSUMS)
+        photo = download_file(custom_photo, CUSTOM_PHOTO, CUSTOM_PHOTO_SHA256)
+    except OSError as error:
+        raise DownloadError(
+            f"The images of this series could not be had. {error}\n"
+            "What to do: connect to the internet and run this cell again, or put "
+            f"{PHOTOS}.zip and {CUSTOM_PHOTO} into a folder and name that folder in "
+            "the environment variable FOODVISION_SOURCE."
+        ) from error
+    return FoodImages(
+        photos / "train", photos / "test", photo, "FoodVision Mini (300 photos)"
+    )
+
+
+def download_data(
+    source: str | Path, destination: str | Path, checksums: str | Path | None = None
+) -> Path:
+    """Fetch a zip file and unpack it into a folder under `data/`; return the folder.
+
+    Nothing happens if the folder is there and, with `checksums`, complete. It takes
+    its name only when it is whole: a run that was interrupted leaves nothing that a
+    later one could mistake for the data. A folder that is not complete is kept
+    beside the new one, as `<destination>.incomplete`.
+
+    Args:
+        source: URL or path of the zip file.
+        destination: the folder's name, seen from `data/`.
+        checksums: a file of "<SHA-256>  <path inside the folder>" lines.
+
+    Raises:
+        DownloadError: if the file cannot be fetched, is no zip file, holds a path
+            that leaves the folder, or does not unpack to the listed files.
+    """
+    folder = DATA_DIR / destination
+    if folder.is_dir() and any(folder.iterdir()) and not broken(folder, checksums):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder.parent) as temp:
+        archive, unpacked = Path(temp, "archive.zip"), Path(temp, "unpacked")
+        fetch(source, archive)
+        unpack(archive, unpacked, source)
+        if wrong := broken(unpacked, checksums):
+            raise DownloadError(
+                f"{source} is not the expected data: {len(wrong)} files are missing or "
+                f"differ from {Path(checksums).name}, the first is {wrong[0]}."
+            )
+        if folder.exists():
+            incomplete = folder.with_name(folder.name + ".incomplete")
+            shutil.rmtree(incomplete, ignore_errors=True)
+            folder.rename(incomplete)
+        unpacked.rename(folder)
+    return folder
+
+
+def download_file(
+    source: str | Path, destination: str | Path, sha256: str | None = None
+) -> Path:
+    """Fetch one file to a path under `data/`, unless it is there; return the path.
+
+    Raises:
+        DownloadError: if it cannot be fetched or has another SHA-256 than expected.
+    """
+    path = DATA_DIR / destination
+    if path.is_file() and sha256 in (None, sha256_of(path)):
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=path.parent) as temp:
+        unfinished = Path(temp, path.name)
+        fetch(source, unfinished)
+        if sha256 not in (None, sha256_of(unfinished)):
+            raise DownloadError(f"{source} is not the expected file: its hash differs.")
+        return unfinished.replace(path)
+
+
+def is_url(source: str | Path) -> bool:
+    """True for an http or https address, False for a path."""
+    return str(source).startswith(("http://", "https://"))
+
+
+def fetch(source: str | Path, path: Path) -> None:
+    """Copy a URL or a local file to `path`; `DownloadError` says what went wrong."""
+    if not is_url(source):
+        if not Path(source).is_file():
+            raise DownloadError(f"There is no file {source}.")
+        shutil.copyfile(source, path)
+        return
+    try:
+        with requests.get(source, stream=True, timeout=TIMEOUT) as answer:
+            answer.raise_for_status()
+            size = int(answer.headers.get("Content-Length", 0))
+            bar = tqdm(
+                total=size or None,
+                desc=path.name,
+                unit="B",
+                unit_scale=True,
+                leave=False,
+                file=sys.stdout,
+            )
+            with path.open("wb") as file, bar:
+                for piece in answer.iter_content(chunk_size=2**16):
+                    bar.update(file.write(piece))
+    except requests.HTTPError as error:
+        status = f"{error.response.status_code} {error.response.reason}"
+        raise DownloadError(f"The server answers {status} to {source}.") from error
+    except requests.Timeout as error:
+        raise DownloadError(f"No answer in time from {source}.") from error
+    except requests.RequestException as error:
+        raise DownloadError(f"The connection failed for {source}.") from error
+    if path.stat().st_size < size:
+        raise DownloadError(
+            f"Only {path.stat().st_size} of {size} bytes arrived from {source}."
+        )
+
+
+def unpack(archive: Path, folder: Path, source: str | Path) -> None:
+    """Unpack a zip file, or raise `DownloadError` if it is broken or unsafe."""
+    try:
+        with zipfile.ZipFile(archive) as zip_file:
+            for name in zip_file.namelist():
+                if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                    raise DownloadError(
+                        f"{source} holds the path {name}, which leaves its folder."
+                    )
+            zip_file.extractall(folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise DownloadError(f"{source} is not a whole zip file ({error}).") from error
+
+
+def broken(folder: Path, checksums: str | Path | None) -> list[str]:
+    """The files of a checksum list that are missing from a folder or differ."""
+    if checksums is None:
+        return []
+    lines = repository_path(checksums).read_text().splitlines()
+    return [
+        name
+        for sha256, name in (line.split(maxsplit=1) for line in lines)
+        if not (folder / name).is_file() or sha256_of(folder / name) != sha256
+    ]
+
+
+def sha256_of(path: Path) -> str:
+    """A file's SHA-256 as hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# How one image is read
+
+
+def load_image(image: str | Path | Image.Image) -> Image.Image:
+    """Any picture as people have them, upright and in RGB.
+
+    Phone photos are turned as their EXIF data says, transparency is laid on white,
+    16-bit greyscale is rescaled to 8 bit (a plain conversion would clip it), and
+    greyscale, palette and CMYK pictures become RGB.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a picture that Pillow can read.
+    """
+    if not isinstance(image, Image.Image):
+        path = repository_path(image)
+        try:
+            image = Image.open(path)
+            image.load()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no picture at {path}") from None
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(
+                f"{path.name} cannot be read as a picture ({error}): save it as JPEG "
+                "or PNG and try again"
+            ) from error
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit values, in "I;16" or in 32-bit "I"
+        image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+# In which batches they come
+
+
+def create_dataloaders(
+    train_dir: str | Path,
+    test_dir: str | Path,
+    transform: Transform,
+    batch_size: int,
+    num_workers: int = 0,
+    train_transform: Transform | None = None,
+    seed: int = 42,
+) -> tuple[DataLoader, DataLoader, list[str]]:
+    """Data loaders over two folders that hold one folder of images a class.
+
+    Args:
+        transform: from an RGB image to a tensor (C, H, W).
+        num_workers: processes that read images. 0 reads in this one, which is best
+            for a small data set in a notebook; more pays where reading is slow.
+        train_transform: another transform (augmentation) for the training images.
+        seed: with the epoch, decides the order of the training images.
+
+    Returns:
+        (train_dataloader, test_dataloader, class_names); only the first shuffles.
+
+    Raises:
+        FileNotFoundError: if a folder is missing or has a class without images.
+        ValueError: if the two folders do not hold the same classes.
+    """
+    train_dir, test_dir = repository_path(train_dir), repository_path(test_dir)
+    train_data = ImageFolder(train_dir, train_transform or transform, loader=load_image)
+    test_data = ImageFolder(test_dir, transform, loader=load_image)
+    if train_data.classes != test_data.classes:
+        raise ValueError(
+            f"the classes differ: {train_dir} has {train_data.classes}, "
+            f"{test_dir} has {test_data.classes}"
+        )
+    return (
+        create_dataloader(train_data, batch_size, True, num_workers, seed),
+        create_dataloader(test_data, batch_size, False, num_workers),
+        train_data.classes,
+    )
+
+
+def create_dataloader(
+    dataset: Dataset,
+    batch_size: int,
+    shuffle: bool = False,
+    num_workers: int = 0,
+    seed: int = 42,
+) -> DataLoader:
+    """Batches of a dataset, shuffled as (seed, epoch) say or in the dataset's order.
+
+    `engine.train` tells the sampler each epoch's number; a plain loop over the loader
+    sees the same order each time, so a notebook cell run again shows the same batch.
+    """
+    sampler = None
+    if shuffle:  # PyTorch's one sampler whose order is a function of (seed, epoch)
+        sampler = DistributedSampler(dataset, num_replicas=1, rank=0, seed=seed)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def split_train_validation(
+    train_dir: str | Path,
+    fraction: float = 0.2,
+    seed: int = 42,
+    transform: Transform | None = None,
+    train_transform: Transform | None = None,
+) -> tuple[Subset, Subset]:
+    """Split a folder of training images in two, the same fraction of every class.
+
+    Settings are chosen on the second part, so that the test images stay unseen.
+
+    Args:
+        fraction: of the images, goes to validation; between 0 and 1.
+        transform: for the validation part, and for the training part unless
+            `train_transform` is given.
+
+    Returns:
+        (training part, validation part); `.dataset.classes` names the classes.
+
+    Raises:
+        ValueError: if `fraction` is not between 0 and 1.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
+    train_dir = repository_path(train_dir)
+    train_data = ImageFolder(train_dir, train_transform or transform, loader=load_image)
+    validation_data = ImageFolder(train_dir, transform, loader=load_image)
+    labels = torch.tensor(train_data.targets)
+    generator = torch.Generator().manual_seed(seed)
+    train_part, validation_part = [], []
+    for label in labels.unique():
+        members = torch.nonzero(labels == label).flatten()
+        members = members[torch.randperm(len(members), generator=generator)].tolist()
+        cut = round(fraction * len(members))
+        validation_part += members[:cut]
+        train_part += members[cut:]
+    return (
+        Subset(train_data, sorted(train_part)),
+        Subset(validation_data, sorted(validation_part)),
+    )
+
+
+def load_into_memory(dataset: Dataset) -> TensorDataset:
+    """All images (M, C, H, W) and labels (M,) of a dataset, read and transformed once.
+
+    For small images and a transform without randomness: epochs then cost no reading.
+    """
+    images, labels = zip(*dataset, strict=True)
+    return TensorDataset(torch.stack(images), torch.tensor(labels))

@@ -1,0 +1,100 @@
+"""Execute the series: `python -m going_modular.notebooks run` or `... store`."""
+
+import argparse
+import re
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbconvert import HTMLExporter
+
+from going_modular.utils import describe_environment, get_size, repository_path
+
+NOTEBOOKS = sorted(repository_path("notebooks").glob("[0-9][0-9]_*.ipynb"))
+BUILD = repository_path("build")
+
+
+def execute(path: Path, folder: Path | None = None) -> nbformat.NotebookNode:
+    """A notebook as it stands after running every cell once, from top to bottom.
+
+    Args:
+        folder: the working directory of the run; the notebook's own if not given.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: at the first cell that fails.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(
+        notebook,
+        timeout=None,
+        record_timing=False,
+        resources={"metadata": {"path": str(folder or path.parent)}},
+    ).execute()
+    for output in outputs_of(notebook, "stream"):
+        output.text = final_text(output.text)
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata.language_info = {"name": "python"}  # no version of one machine
+    return notebook
+
+
+def outputs_of(notebook, kind: str, tag: str | None = None):
+    """The outputs of one kind, of all cells or of those with a tag."""
+    for cell in notebook.cells:
+        if tag is None or tag in cell.metadata.get("tags", []):
+            yield from (o for o in cell.get("outputs", []) if o.output_type == kind)
+
+
+def final_text(text: str) -> str:
+    """What a terminal shows in the end of lines that were overwritten with \\r."""
+    return re.sub(r"[^\n]*\r(?!\n)", "", text)
+
+
+def run() -> None:
+    """Execute all notebooks into `build/`, with HTML pages, and print the results."""
+    (BUILD / "notebooks").mkdir(parents=True, exist_ok=True)
+    (BUILD / "html").mkdir(parents=True, exist_ok=True)
+    print(f'Running the series at size "{get_size()}"\n{describe_environment()}\n')
+    results, start = [], time.perf_counter()
+    for path in NOTEBOOKS:
+        print(f"{path.stem:36}", end="", flush=True)
+        started = time.perf_counter()
+        notebook = execute(path)
+        print(f"{time.perf_counter() - started:6.1f} s", flush=True)
+        nbformat.write(notebook, BUILD / "notebooks" / path.name)
+        page, _ = HTMLExporter().from_notebook_node(notebook)
+        (BUILD / "html" / f"{path.stem}.html").write_text(page, encoding="utf-8")
+        results += [output.text for output in outputs_of(notebook, "stream", "result")]
+    print(f"{'all':36}{time.perf_counter() - start:6.1f} s\n")
+    print(f"Results\n{''.join(results)}")
+    print("Executed notebooks: build/notebooks · pages to read: build/html")
+
+
+def store() -> None:
+    """Execute all notebooks and write the outputs into them, except those of photos.
+
+    Cells tagged "photo" show photos, which are not ours to publish.
+
+    Raises:
+        RuntimeError: if a notebook writes to the error stream.
+    """
+    for path in NOTEBOOKS:
+        print(path.stem, flush=True)
+        notebook = execute(path)
+        for output in outputs_of(notebook, "stream"):
+            if output.name == "stderr":
+                raise RuntimeError(f"{path.name} warns: {output.text}")
+        for cell in notebook.cells:
+            if "photo" in cell.metadata.get("tags", []):
+                cell.outputs = []
+        nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "command",
+        choices=["run", "store"],
+        help="run: into build/, store: into the notebooks themselves",
+    )
+    {"run": run, "store": store}[parser.parse_args().command]()

@@ -1,0 +1,83 @@
+"""What a trained model says about one picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import torch
+from PIL import Image
+from torch import nn
+
+from going_modular.data_setup import Transform, load_image
+
+
+class Prediction(NamedTuple):
+    """The most probable class, its probability, and those of all classes."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+@torch.inference_mode()
+def predict_image(
+    model: nn.Module,
+    image: str | Path | Image.Image,
+    class_names: Sequence[str],
+    transform: Transform,
+    device: torch.device | str,
+) -> Prediction:
+    """Classify one picture, given as a path or a Pillow image.
+
+    Args:
+        transform: the one the model was evaluated with. With another, the model sees
+            a kind of picture that its measured accuracy says nothing about.
+
+    Raises:
+        FileNotFoundError, ValueError: if the picture cannot be read (`load_image`).
+        ValueError: if the model does not give one output a class name.
+    """
+    model.to(device).eval()
+    batch = transform(load_image(image)).unsqueeze(0)  # (1, C, H, W)
+    probabilities = model(batch.to(device)).softmax(dim=1)[0].tolist()  # K numbers
+    if len(probabilities) != len(class_names):
+        raise ValueError(
+            f"the model has {len(probabilities)} outputs, but there are "
+            f"{len(class_names)} class names: {list(class_names)}"
+        )
+    by_name = dict(zip(class_names, probabilities, strict=True))
+    label = max(by_name, key=by_name.get)
+    return Prediction(label, by_name[label], by_name)
+
+
+def pred_and_plot_image(
+    model: nn.Module,
+    image: str | Path | Image.Image,
+    class_names: Sequence[str],
+    transform: Transform,
+    device: torch.device | str,
+) -> Prediction:
+    """Classify one picture, draw it beside its class probabilities, return both.
+
+    Arguments and errors are those of `predict_image`.
+    """
+    image = load_image(image)
+    prediction = predict_image(model, image, class_names, transform, device)
+    _, (left, right) = plt.subplots(
+        1, 2, figsize=(9, 4), width_ratios=(3, 2), layout="constrained"
+    )
+    left.imshow(image)
+    left.set_axis_off()
+    left.set_title(f"{prediction.label}, {prediction.probability:.0%}")
+    names = list(prediction.probabilities)[::-1]  # the first class on top
+    bars = right.barh(names, [prediction.probabilities[name] for name in names])
+    for bar, name in zip(bars, names, strict=True):
+        bar.set_alpha(1.0 if name == prediction.label else 0.35)
+    right.bar_label(bars, fmt="{:.1%}", padding=4)
+    right.set_xlim(0, 1.2)  # room for the labels
+    right.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
+    right.set_title("probability of each class")
+    right.spines[["top", "right"]].set_visible(False)
+    plt.show()
+    return prediction

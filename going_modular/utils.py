@@ -1,0 +1,130 @@
+"""What every part of the series needs: paths, seeds, the device, saved models."""
+
+import os
+import platform
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SIZES = ("smoke", "cpu", "paper")
+
+
+def repository_path(path: str | Path) -> Path:
+    """`path`, seen from the repository's root and not from the working directory.
+
+    Notebooks run in `notebooks/`, tests and scripts elsewhere: a relative path has
+    to mean the same folder in all of them. Absolute paths stay as they are.
+    """
+    return REPOSITORY / Path(path).expanduser()
+
+
+def set_seeds(seed: int = 42) -> None:
+    """Seed every generator in use: Python's, NumPy's, PyTorch's on all devices."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def get_device() -> torch.device:
+    """The fastest device at hand: CUDA, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def get_size() -> str:
+    """How large a notebook runs: "smoke" (tests), "cpu" or "paper" (wants a GPU).
+
+    Read from the environment variable FOODVISION_SIZE; unset, it follows the device.
+
+    Raises:
+        ValueError: if the variable holds anything else.
+    """
+    default = "cpu" if get_device().type == "cpu" else "paper"
+    size = os.environ.get("FOODVISION_SIZE") or default
+    if size not in SIZES:
+        raise ValueError(
+            f"FOODVISION_SIZE={size!r}: expected one of {', '.join(SIZES)}"
+        )
+    return size
+
+
+def describe_environment() -> str:
+    """Versions and machine in one line, for the first cell of each notebook."""
+    device = get_device()
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name(device)
+    else:
+        machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return (
+        f"Python {platform.python_version()} · torch {torch.__version__} · "
+        f"torchvision {torchvision.__version__} · {platform.system()} · "
+        f"{device.type} ({machine})"
+    )
+
+
+def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
+    """How many numbers a model learns, or those of them that are not frozen."""
+    return sum(
+        p.numel() for p in model.parameters() if p.requires_grad or not trainable_only
+    )
+
+
+def count_multiply_adds(model: nn.Module, images: torch.Tensor) -> int:
+    """Multiply-adds of one forward pass over `images`, as PyTorch's counter sees them.
+
+    The counter reports FLOPs, two for each multiply-add, and is blind to fused
+    attention: the plain ("math") attention kernel is forced, and gradients stay on,
+    because without them built-in encoder layers take a fused path as well.
+    """
+    was_training = model.training
+    model.eval()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(images)
+    model.train(was_training)
+    return counter.get_total_flops() // 2
+
+
+def save_model(model: nn.Module, target_dir: str | Path, model_name: str) -> Path:
+    """Save a model's parameters (its `state_dict`) and return the file's path.
+
+    The file appears under its name only once it is whole. A relative `target_dir`
+    is seen from the repository's root.
+
+    Raises:
+        ValueError: if `model_name` does not end in .pth or .pt.
+    """
+    if not model_name.endswith((".pth", ".pt")):
+        raise ValueError(f"model_name must end in .pth or .pt, got {model_name!r}")
+    path = repository_path(target_dir) / model_name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    torch.save(model.state_dict(), unfinished)
+    return unfinished.replace(path)
+
+
+def load_model(
+    model: nn.Module, path: str | Path, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """Fill `model` with the parameters that `save_model` wrote; return it in eval mode.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        RuntimeError: if the file's names or shapes are not the model's (PyTorch's
+            message lists them).
+    """
+    path = repository_path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no saved model at {path}: save one with save_model")
+    # weights_only: a file of numbers cannot run code when it is opened.
+    model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+    return model.to(device).eval()

@@ -1,0 +1,294 @@
+"""What the notebooks share: seeds and downloads, plots, and the model that grows.
+
+The package `going_modular` never imports this file; what it needs itself lives there
+and is only passed on here.
+"""
+
+from collections.abc import Callable, Sequence
+
+import matplotlib.pyplot as plt
+import torch
+from torch import nn
+from torchvision.transforms import v2
+
+from going_modular import data_setup, engine, model_builder
+from going_modular.data_setup import DATA_DIR, download_data, get_food_images
+from going_modular.utils import (
+    count_multiply_adds,
+    count_parameters,
+    get_device,
+    get_size,
+    set_seeds,
+)
+
+__all__ = [
+    "CLASS_COLORS",
+    "DATA_DIR",
+    "SmallClassifier",
+    "download_data",
+    "get_food_images",
+    "give_random_values",
+    "measure_growth",
+    "plot_confusion_matrix",
+    "plot_loss_curves",
+    "print_table",
+    "set_seeds",
+    "show_images",
+    "small_transform",
+]
+
+PALETTE = ["#2a7f86", "#c8553d", "#d9a441", "#6b4f4f"]  # sushi, pizza, ..., steak
+CLASS_COLORS = {"pizza": PALETTE[1], "steak": PALETTE[3], "sushi": PALETTE[0]}
+plt.rcParams.update(
+    {
+        "figure.figsize": (8, 4),
+        "figure.dpi": 100,
+        "savefig.dpi": 100,
+        "figure.constrained_layout.use": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 11,
+        "axes.prop_cycle": plt.cycler(
+            color=["#2a7f86", "#c8553d", "#d9a441", "#6b4f4f"]
+        ),
+        "image.cmap": "viridis",
+    }
+)
+
+
+# Plots and tables
+
+
+def show_images(
+    images: Sequence, titles: Sequence[str] = (), columns: int = 4, **imshow_options
+) -> None:
+    """Draw pictures in a grid, each a Pillow image or a tensor (C, H, W) or (H, W)."""
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    _, axes = plt.subplots(
+        rows, columns, figsize=(2.4 * columns, 2.6 * rows), squeeze=False
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for i, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
+        if isinstance(image, torch.Tensor):
+            image = image.detach().cpu()
+            image = image.permute(1, 2, 0) if image.ndim == 3 else image
+        axis.imshow(image, **imshow_options)
+        if i < len(titles):
+            axis.set_title(titles[i])
+    plt.show()
+
+
+def plot_loss_curves(results: dict[str, list[float]], test_name: str = "test") -> None:
+    """Draw loss and accuracy by epoch, as `engine.train` returns them.
+
+    Args:
+        test_name: what the second curve was measured on, for instance "validation".
+    """
+    epochs = range(1, len(results["train_loss"]) + 1)
+    _, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    for axis, figure, label in zip(
+        axes, ("loss", "acc"), ("loss (cross-entropy)", "accuracy"), strict=True
+    ):
+        axis.plot(epochs, results[f"train_{figure}"], marker=".", label="training")
+        axis.plot(epochs, results[f"test_{figure}"], marker=".", label=test_name)
+        axis.set_xlabel("epoch")
+        axis.set_title(label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[1].set_ylim(0, 1.02)
+    axes[0].legend(frameon=False)
+    plt.show()
+
+
+def plot_confusion_matrix(
+    counts: torch.Tensor, class_names: Sequence[str], title: str = ""
+) -> None:
+    """Draw counts (K, K), row = true class, column = predicted class."""
+    _, axis = plt.subplots(figsize=(4.2, 3.8))
+    axis.imshow(counts, cmap="Blues", vmin=0, vmax=counts.sum(dim=1).max())
+    for row, values in enumerate(counts.tolist()):
+        for column, value in enumerate(values):
+            dark = value > counts.sum(dim=1).max() / 2
+            axis.text(
+                column, row, value, ha="center", va="center", color="w" if dark else "k"
+            )
+    axis.set_xticks(range(len(class_names)), class_names)
+    axis.set_yticks(range(len(class_names)), class_names)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    axis.set_title(title)
+    plt.show()
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence]) -> None:
+    """Print rows under a header; the first column to the left, the others right."""
+    cells = [[str(value) for value in row] for row in (header, *rows)]
+    widths = [
+        max(len(value) for value in column) for column in zip(*cells, strict=True)
+    ]
+    for row in (cells[0], ["-" * width for width in widths], *cells[1:]):
+        first, *others = zip(row, widths, strict=True)
+        print("  ".join([first[0].ljust(first[1]), *(v.rjust(w) for v, w in others)]))
+
+
+# Proofs
+
+
+@torch.no_grad()
+def give_random_values(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Fill every parameter with random numbers, so that a proof about it can fail.
+
+    A head that starts at zero gives zero for any features, right or wrong, and biases
+    at zero hide a missing bias. Activations stay near unit scale: LayerNorm weights
+    are N(1, 0.1), weight matrices N(0, 1 / fan-in), everything else is N(0, 0.1).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            values = torch.randn(parameter.shape, generator=generator)
+            if isinstance(module, nn.LayerNorm) and name == "weight":
+                values = 1 + 0.1 * values
+            elif parameter.ndim in (2, 4):  # dense layers and convolutions
+                values = values / parameter[0].numel() ** 0.5
+            else:
+                values = 0.1 * values
+            parameter.copy_(values)
+    return model
+
+
+# The model that grows from notebook 02 to notebook 07
+
+SMALL = model_builder.ViTConfig(
+    image_size=64,
+    patch_size=8,
+    embedding_dim=64,
+    num_layers=4,
+    num_heads=4,
+    mlp_dim=256,
+    num_classes=3,
+    dropout=0.0,
+)
+
+
+def small_transform(size: int = SMALL.image_size) -> v2.Compose:
+    """RGB image -> tensor (3, size, size) with values from -1 to 1."""
+    return v2.Compose(
+        [
+            v2.Resize((size, size)),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean=[0.5] * 3, std=[0.5] * 3),
+        ]
+    )
+
+
+class SmallClassifier(nn.Module):
+    """Equation 1 at a small size, then the given parts, then a linear head.
+
+    Each part (attention, MLP) is applied as equations 2 and 3 have it, with a
+    LayerNorm before it and a residual round it: z = part(LN(z)) + z.
+
+    Args:
+        parts: modules that map (B, N+1, D) to (B, N+1, D), D = 64.
+        readout: what the head sees: "mean", of all tokens, or "class_token", after a
+            LayerNorm (equation 4).
+
+    Shapes: (B, 3, 64, 64) -> logits (B, 3).
+    """
+
+    def __init__(self, parts: Sequence[nn.Module] = (), readout: str = "mean"):
+        super().__init__()
+        D = SMALL.embedding_dim
+        self.readout = readout
+        self.patch_embedding = model_builder.PatchEmbedding(3, SMALL.patch_size, D)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, D))
+        self.pos_embedding = nn.Parameter(
+            0.02 * torch.randn(1, SMALL.num_patches + 1, D)
+        )
+        self.parts = nn.ModuleList(parts)
+        self.norms = nn.ModuleList(nn.LayerNorm(D) for _ in parts)
+        self.norm = nn.LayerNorm(D) if readout == "class_token" else nn.Identity()
+        self.head = nn.Linear(D, SMALL.num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        class_token = self.class_token.expand(len(images), -1, -1)
+        z = torch.cat([class_token, self.patch_embedding(images)], dim=1)
+        z = z + self.pos_embedding  # (B, N+1, D)
+        for norm, part in zip(self.norms, self.parts, strict=True):
+            z = part(norm(z)) + z
+        z = self.norm(z)
+        return self.head(z[:, 0] if self.readout == "class_token" else z.mean(dim=1))
+
+
+def measure_growth(stages: dict[str, Callable[[], nn.Module]], seed: int = 42) -> None:
+    """Train small models the same way and print a table, a row a model.
+
+    Every model sees the same 64-pixel images in the same order and is trained by
+    AdamW at a learning rate of 0.001 in batches of 32. Columns: parameters;
+    multiply-adds for one image; steps on one batch until its training loss is below
+    0.05; accuracy on held-out training images after the same number of steps.
+
+    Args:
+        stages: a name and a function that builds the model, for each row.
+    """
+    epochs, most_steps = (1, 3) if get_size() == "smoke" else (10, 300)
+    device = get_device()
+    train_dir = get_food_images().train_dir
+    train_data, held_out = (
+        data_setup.load_into_memory(part)
+        for part in data_setup.split_train_validation(
+            train_dir, 1 / 3, seed, small_transform()
+        )
+    )
+    train_loader = data_setup.create_dataloader(train_data, 32, True, seed=seed)
+    held_out_loader = data_setup.create_dataloader(held_out, 32)
+    loss_fn = nn.CrossEntropyLoss()
+
+    def fresh(build):
+        set_seeds(seed)
+        model = build().to(device)
+        return model, torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    rows = []
+    for name, build in stages.items():
+        model, optimizer = fresh(build)
+        one_batch = [next(iter(train_loader))]
+        steps = f"> {most_steps}"
+        for step in range(1, most_steps + 1):
+            loss, _ = engine.train_step(model, one_batch, loss_fn, optimizer, device)
+            if loss < 0.05:
+                steps = step
+                break
+        multiply_adds = count_multiply_adds(model, one_batch[0][0][:1].to(device))
+        model, optimizer = fresh(build)
+        results = engine.train(
+            model,
+            train_loader,
+            held_out_loader,
+            optimizer,
+            loss_fn,
+            epochs,
+            device,
+            progress=False,
+        )
+        rows.append(
+            [
+                name,
+                f"{count_parameters(model):,}",
+                f"{multiply_adds / 1e6:.2f} M",
+                steps,
+                f"{results['test_acc'][-1]:.2f}",
+            ]
+        )
+    print_table(
+        ["model", "parameters", "multiply-adds", "steps to 0.05", "held-out accuracy"],
+        rows,
+    )
+    standard_error = 0.5 / len(held_out) ** 0.5  # binomial, at an accuracy of 0.5
+    print(
+        f"{epochs * len(train_loader)} steps each; {len(held_out)} held-out images, so "
+        f"one standard error of an accuracy is {standard_error:.2f}"
+    )
