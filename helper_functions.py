@@ -24,6 +24,7 @@ from going_modular.utils import (
 __all__ = [
     "CLASS_COLORS",
     "DATA_DIR",
+    "SMALL",
     "SmallClassifier",
     "download_data",
     "get_food_images",
@@ -31,13 +32,14 @@ __all__ = [
     "measure_growth",
     "plot_confusion_matrix",
     "plot_loss_curves",
+    "plot_model_map",
     "print_table",
     "set_seeds",
     "show_images",
     "small_transform",
 ]
 
-PALETTE = ["#2a7f86", "#c8553d", "#d9a441", "#6b4f4f"]  # sushi, pizza, ..., steak
+PALETTE = ["#2a7f86", "#c8553d", "#d9a441", "#6b4f4f", "#8fae6f"]
 CLASS_COLORS = {"pizza": PALETTE[1], "steak": PALETTE[3], "sushi": PALETTE[0]}
 plt.rcParams.update(
     {
@@ -121,6 +123,46 @@ def plot_confusion_matrix(
     axis.set_ylabel("true")
     axis.set_title(title)
     plt.show()
+
+
+def plot_model_map(stages: dict[str, tuple[int, ...]], num_layers: int) -> plt.Figure:
+    """Draw a model's stages from left to right, each with the shape of its output.
+
+    Args:
+        stages: name and shape, as recorded while the model ran: the image, what
+            equation 1 makes of it in two steps, the first and the last encoder block,
+            the last LayerNorm and the logits.
+    """
+    spans = [("", 1), ("equation 1", 2), (f"equations 2 and 3, {num_layers} times", 2)]
+    spans += [("equation 4", 1), ("head", 1)]
+    colors = ["0.45", PALETTE[2], PALETTE[0], PALETTE[1], PALETTE[3]]
+    figure, axis = plt.subplots(figsize=(10, 2.5))
+    axis.set(xlim=(-0.05, 7.05), ylim=(-0.45, 1.25))
+    axis.set_axis_off()
+    remaining = iter(stages.items())
+    x = 0
+    for (label, count), color in zip(spans, colors, strict=True):
+        axis.text(x + count / 2, 1.12, label, ha="center", color=color, weight="bold")
+        for _ in range(count):
+            name, shape = next(remaining)
+            box = plt.Rectangle((x + 0.07, 0), 0.86, 1, color=color, alpha=0.16, lw=0)
+            axis.add_patch(box)
+            words = name.replace(", ", ",\n").replace(": ", ":\n")
+            axis.text(
+                x + 0.5,
+                0.5,
+                words.replace("encoder ", "encoder\n"),
+                ha="center",
+                va="center",
+                fontsize=9.5,
+            )
+            axis.text(x + 0.5, -0.2, str(shape), ha="center", va="center", fontsize=9)
+            if x:
+                arrow = {"arrowstyle": "->", "color": "0.4"}
+                axis.annotate("", (x + 0.1, 0.5), (x - 0.1, 0.5), arrowprops=arrow)
+            x += 1
+    plt.show()
+    return figure
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence]) -> None:

@@ -1,13 +1,13 @@
 """Execute the series: `python -m going_modular.notebooks run` or `... store`."""
 
 import argparse
-import re
 import time
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
+from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
 from going_modular.utils import describe_environment, get_size, repository_path
 
@@ -29,10 +29,11 @@ def execute(path: Path, folder: Path | None = None) -> nbformat.NotebookNode:
         notebook,
         timeout=None,
         record_timing=False,
+        extra_arguments=["--log-level=ERROR"],  # the kernel's own chatter
         resources={"metadata": {"path": str(folder or path.parent)}},
     ).execute()
-    for output in outputs_of(notebook, "stream"):
-        output.text = final_text(output.text)
+    # One text for each stream, and of a progress bar only what it leaves behind.
+    CoalesceStreamsPreprocessor().preprocess(notebook, {})
     notebook.metadata.pop("widgets", None)
     notebook.metadata.language_info = {"name": "python"}  # no version of one machine
     return notebook
@@ -43,11 +44,6 @@ def outputs_of(notebook, kind: str, tag: str | None = None):
     for cell in notebook.cells:
         if tag is None or tag in cell.metadata.get("tags", []):
             yield from (o for o in cell.get("outputs", []) if o.output_type == kind)
-
-
-def final_text(text: str) -> str:
-    """What a terminal shows in the end of lines that were overwritten with \\r."""
-    return re.sub(r"[^\n]*\r(?!\n)", "", text)
 
 
 def run() -> None:

@@ -1,0 +1,40 @@
+"""Small pictures and folders that the tests share."""
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture
+def picture():
+    """A 40 × 30 picture whose four quarters have four colours."""
+    pixels = np.zeros((30, 40, 3), dtype=np.uint8)
+    pixels[:15, :20] = (200, 30, 30)
+    pixels[:15, 20:] = (30, 200, 30)
+    pixels[15:, :20] = (30, 30, 200)
+    pixels[15:, 20:] = (200, 200, 30)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def food_folder(tmp_path):
+    """train/ and test/ with 10, 8, 6 and 3, 2, 2 random 16 × 16 pictures."""
+    rng = np.random.default_rng(0)
+    for part, counts in (("train", (10, 8, 6)), ("test", (3, 2, 2))):
+        for name, count in zip(("pizza", "steak", "sushi"), counts, strict=True):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def to_tensor():
+    return v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])

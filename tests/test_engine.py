@@ -1,0 +1,231 @@
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from going_modular import data_setup, engine
+from going_modular.model_builder import ViT, ViTConfig
+from helper_functions import give_random_values
+
+
+def samples(count=5, features=4, classes=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return TensorDataset(
+        torch.randn(count, features, generator=generator),
+        torch.randint(classes, (count,), generator=generator),
+    )
+
+
+def loader(dataset, batch_size=2, shuffle=False):
+    return data_setup.create_dataloader(dataset, batch_size, shuffle)
+
+
+def tiny_vit(**overrides):
+    sizes = dict(
+        image_size=16,
+        patch_size=8,
+        embedding_dim=8,
+        num_layers=1,
+        num_heads=2,
+        mlp_dim=16,
+        num_classes=3,
+    )
+    return ViT(ViTConfig(**(sizes | overrides)))
+
+
+# Metrics
+
+
+def test_metrics_are_averages_over_samples_with_a_ragged_last_batch():
+    data, model = samples(count=5), nn.Linear(4, 3)
+    features, labels = data.tensors
+    logits = model(features)
+    expected_loss = nn.functional.cross_entropy(logits, labels).item()
+    expected_acc = (logits.argmax(1) == labels).float().mean().item()
+    loss_fn = nn.CrossEntropyLoss()
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    tested = engine.test_step(model, loader(data), loss_fn, "cpu")
+    trained = engine.train_step(model, loader(data), loss_fn, still, "cpu")
+    assert tested == pytest.approx((expected_loss, expected_acc), abs=1e-6)
+    assert trained == pytest.approx((expected_loss, expected_acc), abs=1e-6)
+
+    batches = [loss_fn(model(x), y).item() for x, y in loader(data)]
+    assert abs(sum(batches) / len(batches) - expected_loss) > 1e-3  # another number
+
+
+def test_225_images_weigh_the_same():
+    """225 = 7 · 32 + 1: only the last label is wrong, so accuracy is 224/225."""
+    labels = torch.zeros(225, dtype=torch.long)
+    labels[-1] = 1
+    model = nn.Linear(1, 2)
+    model.weight.data.zero_()
+    model.bias.data = torch.tensor([1.0, 0.0])
+    data = loader(TensorDataset(torch.zeros(225, 1), labels), batch_size=32)
+    _, accuracy = engine.test_step(model, data, nn.CrossEntropyLoss(), "cpu")
+    assert accuracy == pytest.approx(224 / 225)
+
+
+def test_train_step_does_what_a_plain_loop_does():
+    data, model = samples(count=7), nn.Linear(4, 3)
+    plain = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    engine.train_step(model, loader(data), nn.CrossEntropyLoss(), optimizer, "cpu")
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.1)
+    for x, y in loader(data):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(plain(x), y).backward()
+        optimizer.step()
+    assert torch.equal(model.weight, plain.weight)
+
+
+def test_confusion_matrix_rows_are_true_classes():
+    predictions, labels = torch.tensor([0, 2, 2, 1, 2]), torch.tensor([0, 0, 2, 1, 1])
+    expected = [[1, 0, 1], [0, 1, 1], [0, 0, 1]]
+    assert engine.confusion_matrix(predictions, labels, 3).tolist() == expected
+
+
+# Training
+
+
+def run(seed, epochs=3):
+    torch.manual_seed(seed)
+    vit = tiny_vit()
+    generator = torch.Generator().manual_seed(0)
+    data = TensorDataset(
+        torch.randn(11, 3, 16, 16, generator=generator), torch.arange(11) % 3
+    )
+    return engine.train(
+        vit,
+        loader(data, 4, shuffle=True),
+        loader(data, 4),
+        torch.optim.AdamW(vit.parameters(), lr=1e-2),
+        nn.CrossEntropyLoss(),
+        epochs,
+        "cpu",
+        progress=False,
+    )
+
+
+def test_same_seed_same_numbers():
+    first, second = run(seed=1), run(seed=1)
+    assert first == second
+    assert first != run(seed=2)
+    assert [len(values) for values in first.values()] == [3, 3, 3, 3]
+    assert list(first) == ["train_loss", "train_acc", "test_loss", "test_acc"]
+    assert first["train_loss"][-1] < first["train_loss"][0]
+
+
+def test_each_epoch_has_an_order_of_its_own_and_a_second_run_repeats_it():
+    seen = []
+
+    class Recorder(nn.Linear):
+        def forward(self, x):
+            if self.training:
+                seen.append(x[:, 0].tolist())
+            return super().forward(x)
+
+    data = TensorDataset(
+        torch.arange(6.0).unsqueeze(1), torch.zeros(6, dtype=torch.long)
+    )
+    batches, model = loader(data, 6, shuffle=True), Recorder(1, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    for _ in range(2):
+        engine.train(
+            model, batches, batches, optimizer, nn.CrossEntropyLoss(), 2, "cpu", False
+        )
+    first, second, third, fourth = seen
+    assert first != second and [first, second] == [third, fourth]
+    assert sorted(first) == list(range(6))
+
+
+def test_progress_is_one_line_an_epoch(capsys):
+    model = nn.Linear(4, 3)
+    data = loader(samples())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine.train(model, data, data, optimizer, nn.CrossEntropyLoss(), 2, "cpu")
+    output = capsys.readouterr()
+    lines = [line.rsplit("\r", 1)[-1] for line in output.out.split("\n")]
+    assert len(lines) == 3 and lines[2] == output.err == ""
+    assert lines[1].startswith("epoch 2/2 | train_loss ") and "test_acc" in lines[1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_epoch_and_batch():
+    data = samples(count=5)
+    data.tensors[0][3] = math.nan  # in the second batch of two
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    arguments = (optimizer, nn.CrossEntropyLoss(), 3, "cpu", False)
+    with pytest.raises(FloatingPointError, match=r"epoch 1, batch 2.*learning rate"):
+        engine.train(model, loader(data), loader(samples()), *arguments)
+    assert model.weight.isfinite().all()  # the bad step was not taken
+    with pytest.raises(FloatingPointError, match="evaluation after epoch 1, batch 2"):
+        engine.train(model, loader(samples()), loader(data), *arguments)
+
+
+# Frozen parts
+
+
+def test_frozen_vit_stays_in_eval_mode_while_its_head_trains():
+    vit = give_random_values(tiny_vit(dropout=0.5))
+    for name, parameter in vit.named_parameters():
+        parameter.requires_grad = name.startswith("head")
+    engine.set_training_mode(vit)
+    training = {name for name, module in vit.named_modules() if module.training}
+    assert training == {"", "head"}
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(vit(images), vit(images))  # no dropout is left
+
+
+def test_dropout_of_a_trained_head_stays_on():
+    model = nn.Sequential(
+        nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)),
+        nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3)),
+    )
+    for parameter in model[0].parameters():
+        parameter.requires_grad = False
+    before = model[0][1].running_mean.clone()
+    optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
+    engine.train_step(model, loader(samples()), nn.CrossEntropyLoss(), optimizer, "cpu")
+    assert torch.equal(model[0][1].running_mean, before)
+    assert not model[0][2].training and model[1][0].training
+
+
+def test_nothing_frozen_means_everything_trains():
+    vit = tiny_vit()
+    vit.eval()
+    engine.set_training_mode(vit)
+    assert all(module.training for module in vit.modules())
+
+
+# Features
+
+
+def test_a_head_on_features_is_the_head_of_the_whole_model():
+    vit = give_random_values(tiny_vit(dropout=0.5))
+    for name, parameter in vit.named_parameters():
+        parameter.requires_grad = name.startswith("head")
+    head = copy.deepcopy(vit.head)
+    data = TensorDataset(torch.randn(11, 3, 16, 16), torch.arange(11) % 3)
+
+    backbone = copy.deepcopy(vit)
+    backbone.head = nn.Identity()
+    features = engine.extract_features(backbone, loader(data, 4), "cpu")
+    assert features.tensors[0].shape == (11, 8)
+    assert features.tensors[1].tolist() == data.tensors[1].tolist()
+
+    results = []
+    for model, dataset in ((vit, data), (head, features)):
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(trainable, lr=0.01)
+        batches = loader(dataset, 4, shuffle=True), loader(dataset, 4)
+        results.append(
+            engine.train(
+                model, *batches, optimizer, nn.CrossEntropyLoss(), 5, "cpu", False
+            )
+        )
+    for name in results[0]:
+        assert results[0][name] == pytest.approx(results[1][name], abs=1e-5)
+    torch.testing.assert_close(vit.head.weight, head.weight, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,99 @@
+import ast
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from torch import nn
+
+import helper_functions
+from going_modular import data_setup, utils
+from going_modular.utils import REPOSITORY, count_parameters
+from helper_functions import SMALL, SmallClassifier, give_random_values
+
+
+@pytest.fixture(autouse=True)
+def keep_figures_open(monkeypatch):
+    monkeypatch.setattr(plt, "show", lambda: None)
+    yield
+    plt.close("all")
+
+
+def test_the_package_never_imports_the_front():
+    for path in (REPOSITORY / "going_modular").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in getattr(node, "names", [])]
+            assert "helper_functions" not in [getattr(node, "module", ""), *names], path
+
+
+def test_what_the_package_has_is_only_passed_on():
+    assert helper_functions.set_seeds is utils.set_seeds
+    assert helper_functions.download_data is data_setup.download_data
+
+
+def test_random_values_reach_every_parameter():
+    model = SmallClassifier([nn.Linear(64, 64)], readout="class_token")
+    nn.init.zeros_(model.head.weight)
+    for name, parameter in give_random_values(model).named_parameters():
+        assert parameter.std() > 0.01, name
+    norms = torch.cat([model.norm.weight, model.norms[0].weight])
+    assert abs(norms.mean() - 1) < 0.05
+    first, again = model.head.weight.clone(), give_random_values(model).head.weight
+    assert torch.equal(first, again)
+    assert not torch.equal(first, give_random_values(model, seed=1).head.weight)
+
+
+def test_small_classifier_reads_mean_or_class_token():
+    images = torch.randn(2, 3, SMALL.image_size, SMALL.image_size)
+    for readout in ("mean", "class_token"):
+        model = give_random_values(SmallClassifier(readout=readout))
+        patches = model.patch_embedding(images)
+        z = torch.cat([model.class_token.expand(2, -1, -1), patches], dim=1)
+        z = z + model.pos_embedding
+        seen = z.mean(dim=1) if readout == "mean" else model.norm(z)[:, 0]
+        torch.testing.assert_close(model(images), model.head(seen))
+
+
+def test_growth_table_reports_what_was_measured(food_folder, monkeypatch, capsys):
+    food = data_setup.FoodImages(food_folder / "train", food_folder / "test", None, "")
+    monkeypatch.setattr(helper_functions, "get_food_images", lambda: food)
+    monkeypatch.setenv("FOODVISION_SIZE", "smoke")
+    stages = {"embeddings": SmallClassifier}
+    helper_functions.measure_growth(stages)
+    table = capsys.readouterr().out
+    row = next(line for line in table.splitlines() if line.startswith("embeddings"))
+    assert f"{count_parameters(SmallClassifier()):,}" in row
+    N, P2C, D = 64, 192, 64
+    assert f"{(N * P2C * D + D * 3) / 1e6:.2f} M" in row
+    helper_functions.measure_growth(stages)
+    assert capsys.readouterr().out == table
+
+
+def test_loss_curves_show_both_figures_of_both_sets():
+    results = {
+        "train_loss": [1.0, 0.5],
+        "test_loss": [1.1, 0.9],
+        "train_acc": [0.3, 0.8],
+        "test_acc": [0.4, 0.6],
+    }
+    helper_functions.plot_loss_curves(results, test_name="validation")
+    for axis, figure in zip(plt.gcf().axes, ("loss", "acc"), strict=True):
+        train, test = axis.lines
+        assert list(train.get_ydata()) == results[f"train_{figure}"]
+        assert list(test.get_ydata()) == results[f"test_{figure}"]
+        assert list(train.get_xdata()) == [1, 2] and test.get_label() == "validation"
+
+
+def test_confusion_matrix_shows_every_count():
+    counts = torch.tensor([[5, 1], [2, 7]])
+    helper_functions.plot_confusion_matrix(counts, ["a", "b"], "title")
+    axis = plt.gca()
+    shown = {t.get_position(): t.get_text() for t in axis.texts}
+    assert shown == {(0, 0): "5", (1, 0): "1", (0, 1): "2", (1, 1): "7"}
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted", "true")
+
+
+def test_table_columns_line_up(capsys):
+    helper_functions.print_table(["name", "n"], [["a", 1], ["long name", 1000]])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "name          n" and lines[3] == "long name  1000"
+    assert len({len(line) for line in lines}) == 1
