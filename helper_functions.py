@@ -129,38 +129,59 @@ def plot_model_map(stages: dict[str, tuple[int, ...]], num_layers: int) -> plt.F
     """Draw a model's stages from left to right, each with the shape of its output.
 
     Args:
-        stages: name and shape, as recorded while the model ran: the image, what
-            equation 1 makes of it in two steps, the first and the last encoder block,
-            the last LayerNorm and the logits.
+        stages: name and shape, as recorded while the model ran: the image, the two
+            steps of equation 1, the first and the last encoder block, the last
+            LayerNorm and the logits.
     """
-    spans = [("", 1), ("equation 1", 2), (f"equations 2 and 3, {num_layers} times", 2)]
-    spans += [("equation 4", 1), ("head", 1)]
-    colors = ["0.45", PALETTE[2], PALETTE[0], PALETTE[1], PALETTE[3]]
-    figure, axis = plt.subplots(figsize=(10, 2.5))
-    axis.set(xlim=(-0.05, 7.05), ylim=(-0.45, 1.25))
+    headings = [("", 1, "0.45"), ("equation 1", 2, PALETTE[2])]
+    headings += [(f"equations 2 and 3, {num_layers} times", 2, PALETTE[0])]
+    headings += [("equation 4", 1, PALETTE[1]), ("head", 1, PALETTE[3])]
+    colors = [color for _, count, color in headings for _ in range(count)]
+    num_patches = list(stages.values())[1][1]
+
+    figure, axis = plt.subplots(figsize=(10, 3))
+    axis.set(xlim=(0, 7), ylim=(-0.55, 1.3))
     axis.set_axis_off()
-    remaining = iter(stages.items())
     x = 0
-    for (label, count), color in zip(spans, colors, strict=True):
-        axis.text(x + count / 2, 1.12, label, ha="center", color=color, weight="bold")
-        for _ in range(count):
-            name, shape = next(remaining)
-            box = plt.Rectangle((x + 0.07, 0), 0.86, 1, color=color, alpha=0.16, lw=0)
-            axis.add_patch(box)
-            words = name.replace(", ", ",\n").replace(": ", ":\n")
-            axis.text(
-                x + 0.5,
-                0.5,
-                words.replace("encoder ", "encoder\n"),
-                ha="center",
-                va="center",
-                fontsize=9.5,
-            )
-            axis.text(x + 0.5, -0.2, str(shape), ha="center", va="center", fontsize=9)
-            if x:
-                arrow = {"arrowstyle": "->", "color": "0.4"}
-                axis.annotate("", (x + 0.1, 0.5), (x - 0.1, 0.5), arrowprops=arrow)
-            x += 1
+    for label, count, color in headings:
+        axis.text(x + count / 2, 1.2, label, ha="center", color=color, weight="bold")
+        x += count
+    for x, ((name, shape), color) in enumerate(
+        zip(stages.items(), colors, strict=True)
+    ):
+        axis.text(x + 0.5, -0.2, name.replace(", ", ",\n"), ha="center", va="center")
+        axis.text(x + 0.5, -0.47, shape, ha="center", va="center", color="0.45")
+        if x:
+            arrow = {"arrowstyle": "->", "color": "0.5"}
+            axis.annotate("", (x + 0.13, 0.5), (x - 0.13, 0.5), arrowprops=arrow)
+        if len(shape) == 4:  # an image, with its grid of patches
+            side = 7
+            for i in range(side * side):
+                left, bottom = x + 0.17 + 0.66 * (i % side) / side, i // side / side
+                shade = 0.2 + 0.6 * (i * 37 % 11) / 11
+                size = (0.66 / side * 0.9, 0.9 / side)
+                axis.add_patch(
+                    plt.Rectangle((left, bottom), *size, color=color, alpha=shade)
+                )
+        elif len(shape) == 3:  # tokens, the class token on top
+            for i in range(10):
+                is_class = i == 9 and shape[1] == num_patches + 1
+                axis.add_patch(
+                    plt.Rectangle(
+                        (x + 0.17, i / 10),
+                        0.66,
+                        0.07,
+                        color=PALETTE[1] if is_class else color,
+                        alpha=0.9 if is_class else 0.35,
+                        lw=0,
+                    )
+                )
+        else:  # logits
+            for i, height in enumerate((0.85, 0.3, 0.5)):
+                left = x + 0.25 + 0.18 * i
+                axis.add_patch(
+                    plt.Rectangle((left, 0), 0.13, height, color=color, alpha=0.6)
+                )
     plt.show()
     return figure
 

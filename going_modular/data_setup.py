@@ -220,7 +220,11 @@ def broken(folder: Path, checksums: str | Path | None) -> list[str]:
 
 def sha256_of(path: Path) -> str:
     """A file's SHA-256 as hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 # How one image is read

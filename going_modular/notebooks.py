@@ -1,6 +1,7 @@
 """Execute the series: `python -m going_modular.notebooks run` or `... store`."""
 
 import argparse
+import base64
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from going_modular.utils import describe_environment, get_size, repository_path
 
 NOTEBOOKS = sorted(repository_path("notebooks").glob("[0-9][0-9]_*.ipynb"))
 BUILD = repository_path("build")
+README_PICTURE = repository_path("notebooks/vit_map.png")
 
 
 def execute(path: Path, folder: Path | None = None) -> nbformat.NotebookNode:
@@ -39,15 +41,17 @@ def execute(path: Path, folder: Path | None = None) -> nbformat.NotebookNode:
     return notebook
 
 
-def outputs_of(notebook, kind: str, tag: str | None = None):
-    """The outputs of one kind, of all cells or of those with a tag."""
-    for cell in notebook.cells:
-        if tag is None or tag in cell.metadata.get("tags", []):
-            yield from (o for o in cell.get("outputs", []) if o.output_type == kind)
+def outputs_of(notebook: nbformat.NotebookNode, tag: str) -> list:
+    """The outputs of the cells that carry a tag."""
+    cells = [c for c in notebook.cells if tag in c.metadata.get("tags", [])]
+    return [output for cell in cells for output in cell.outputs]
 
 
 def run() -> None:
-    """Execute all notebooks into `build/`, with HTML pages, and print the results."""
+    """Execute all notebooks into `build/`, with HTML pages, and print the results.
+
+    Results are what the cells tagged "result" print.
+    """
     (BUILD / "notebooks").mkdir(parents=True, exist_ok=True)
     (BUILD / "html").mkdir(parents=True, exist_ok=True)
     print(f'Running the series at size "{get_size()}"\n{describe_environment()}\n')
@@ -60,16 +64,16 @@ def run() -> None:
         nbformat.write(notebook, BUILD / "notebooks" / path.name)
         page, _ = HTMLExporter().from_notebook_node(notebook)
         (BUILD / "html" / f"{path.stem}.html").write_text(page, encoding="utf-8")
-        results += [output.text for output in outputs_of(notebook, "stream", "result")]
-    print(f"{'all':36}{time.perf_counter() - start:6.1f} s\n")
-    print(f"Results\n{''.join(results)}")
+        results += [output.text for output in outputs_of(notebook, "result")]
+    print(f"{'all':36}{time.perf_counter() - start:6.1f} s\n\n{''.join(results)}")
     print("Executed notebooks: build/notebooks · pages to read: build/html")
 
 
 def store() -> None:
-    """Execute all notebooks and write the outputs into them, except those of photos.
+    """Execute all notebooks and keep the outputs in them, except those of photos.
 
-    Cells tagged "photo" show photos, which are not ours to publish.
+    Cells tagged "photo" show photos, which are not ours to publish. The picture of
+    the cell tagged "readme-picture" is the README's.
 
     Raises:
         RuntimeError: if a notebook writes to the error stream.
@@ -77,20 +81,22 @@ def store() -> None:
     for path in NOTEBOOKS:
         print(path.stem, flush=True)
         notebook = execute(path)
-        for output in outputs_of(notebook, "stream"):
-            if output.name == "stderr":
-                raise RuntimeError(f"{path.name} warns: {output.text}")
         for cell in notebook.cells:
             if "photo" in cell.metadata.get("tags", []):
                 cell.outputs = []
+            for output in cell.get("outputs", []):
+                if output.get("name") == "stderr":
+                    raise RuntimeError(f"{path.name} warns: {output.text}")
+        for output in outputs_of(notebook, "readme-picture"):
+            README_PICTURE.write_bytes(base64.b64decode(output.data["image/png"]))
         nbformat.write(notebook, path)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description="Execute the notebooks of the series.")
     parser.add_argument(
         "command",
         choices=["run", "store"],
-        help="run: into build/, store: into the notebooks themselves",
+        help="run: into build/, with pages; store: into the notebooks themselves",
     )
     {"run": run, "store": store}[parser.parse_args().command]()

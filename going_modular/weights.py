@@ -1,15 +1,20 @@
 """Pretrained weights, and what to do where they cannot be had."""
 
-import socket
+import re
+from pathlib import Path
 
+import torch
 from torch import nn
 from torchvision.models import ViT_B_16_Weights, vit_b_16
 from torchvision.transforms._presets import ImageClassification
 
-from going_modular.data_setup import Transform
+from going_modular.data_setup import (
+    DownloadError,
+    Transform,
+    download_file,
+    sha256_of,
+)
 from going_modular.utils import set_seeds
-
-TIMEOUT = 30  # seconds to wait for the server; torch.hub itself waits for ever
 
 
 def load_pretrained_backbone(
@@ -27,27 +32,43 @@ def load_pretrained_backbone(
     Returns:
         (backbone, transform from a Pillow image to a tensor, description in words)
     """
-    weights = ViT_B_16_Weights.DEFAULT
-    transform, reason = weights.transforms(), f"at {image_size} pixels, for tests"
-    if image_size == 224:
-        reason, default = None, socket.getdefaulttimeout()
-        socket.setdefaulttimeout(TIMEOUT)
-        try:
-            vit = vit_b_16(weights=weights)
-        except (OSError, RuntimeError) as error:  # no network; a broken file
-            name = weights.url.rsplit("/", 1)[1]
-            reason = (
-                f"the weights could not be had ({type(error).__name__}): connect to "
-                f"the internet and run this cell again, or put the file {name} into "
-                "the folder hub/checkpoints of torch's cache"
-            )
-        finally:
-            socket.setdefaulttimeout(default)
-    else:
+    weights, description = ViT_B_16_Weights.DEFAULT, "pretrained on ImageNet-1k"
+    transform = weights.transforms()
+    if image_size != 224:
         transform = ImageClassification(crop_size=image_size, resize_size=image_size)
-    if reason:
-        set_seeds(42)
-        vit = vit_b_16(image_size=image_size)
+        weights, description = None, f"UNTRAINED: at {image_size} pixels, for tests"
+    else:
+        try:
+            cache_weights(weights.url)
+        except OSError as error:
+            weights, description = None, f"UNTRAINED. {error}"
+    set_seeds(42)
+    vit = vit_b_16(weights=weights, image_size=image_size)
     vit.heads = nn.Identity()
-    state = f"UNTRAINED: {reason}" if reason else "pretrained on ImageNet-1k"
-    return vit, transform, f"torchvision's ViT-B/16, {state}"
+    return vit, transform, f"torchvision's ViT-B/16, {description}"
+
+
+def cache_weights(url: str) -> Path:
+    """Put a weights file into torch's cache, unless it is there, and check it.
+
+    torch.hub would do so too, but waits for ever where a network swallows packets,
+    and never checks again a file that is in its cache. The first digits of the SHA-256
+    are in the file's name.
+
+    Raises:
+        DownloadError: if the file cannot be fetched, or is not whole.
+    """
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1])
+    try:
+        download_file(url, path)
+    except OSError as error:
+        raise DownloadError(
+            f"{error} Connect to the internet and run this cell again, or put the file "
+            f"{path.name} into the folder hub/checkpoints of torch's cache."
+        ) from error
+    if not sha256_of(path).startswith(re.search(r"-([0-9a-f]+)\.", path.name)[1]):
+        raise DownloadError(
+            f"{path.name} in the folder hub/checkpoints of torch's cache is not whole: "
+            "delete it and run this cell again."
+        )
+    return path
