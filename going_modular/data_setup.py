@@ -97,10 +97,10 @@ def download_data(
 ) -> Path:
     """Fetch a zip file and unpack it into a folder under `data/`; return the folder.
 
-    Nothing happens if the folder is there and, with `checksums`, complete. It takes
-    its name only when it is whole: a run that was interrupted leaves nothing that a
-    later one could mistake for the data. A folder that is not complete is kept
-    beside the new one, as `<destination>.incomplete`.
+    Nothing happens if the folder is there and, with `checksums`, holds exactly the
+    files of that list. It takes its name only when it is whole: a run that was
+    interrupted leaves nothing that a later one could mistake for the data. A folder
+    that differs from the list is kept, in `<destination>.incomplete-...` beside it.
 
     Args:
         source: URL or path of the zip file.
@@ -112,22 +112,25 @@ def download_data(
             that leaves the folder, or does not unpack to the listed files.
     """
     folder = DATA_DIR / destination
-    if folder.is_dir() and any(folder.iterdir()) and not broken(folder, checksums):
+    if is_complete(folder, checksums):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder.parent) as temp:
         archive, unpacked = Path(temp, "archive.zip"), Path(temp, "unpacked")
         fetch(source, archive)
         unpack(archive, unpacked, source)
-        if wrong := broken(unpacked, checksums):
+        if wrong := differences(unpacked, checksums):
             raise DownloadError(
-                f"{source} is not the expected data: {len(wrong)} files are missing or "
-                f"differ from {Path(checksums).name}, the first is {wrong[0]}."
+                f"{source} is not the expected data: {len(wrong)} files are missing, "
+                f"changed or not listed in {Path(checksums).name}, the first is "
+                f"{wrong[0]}."
             )
+        if is_complete(folder, checksums):  # another process was faster
+            return folder
         if folder.exists():
-            incomplete = folder.with_name(folder.name + ".incomplete")
-            shutil.rmtree(incomplete, ignore_errors=True)
-            folder.rename(incomplete)
+            prefix = f"{folder.name}.incomplete-"
+            aside = tempfile.mkdtemp(prefix=prefix, dir=folder.parent)
+            folder.rename(Path(aside, folder.name))
         unpacked.rename(folder)
     return folder
 
@@ -137,17 +140,21 @@ def download_file(
 ) -> Path:
     """Fetch one file to a path under `data/`, unless it is there; return the path.
 
+    Args:
+        sha256: the file's SHA-256, or its first digits. A file with another one is
+            replaced.
+
     Raises:
         DownloadError: if it cannot be fetched or has another SHA-256 than expected.
     """
     path = DATA_DIR / destination
-    if path.is_file() and sha256 in (None, sha256_of(path)):
+    if path.is_file() and sha256_of(path).startswith(sha256 or ""):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=path.parent) as temp:
         unfinished = Path(temp, path.name)
         fetch(source, unfinished)
-        if sha256 not in (None, sha256_of(unfinished)):
+        if not sha256_of(unfinished).startswith(sha256 or ""):
             raise DownloadError(f"{source} is not the expected file: its hash differs.")
         return unfinished.replace(path)
 
@@ -158,19 +165,25 @@ def is_url(source: str | Path) -> bool:
 
 
 def fetch(source: str | Path, path: Path) -> None:
-    """Copy a URL or a local file to `path`; `DownloadError` says what went wrong."""
+    """Copy a URL or a local file to `path`; `DownloadError` says what went wrong.
+
+    A relative local path is seen from the repository's root.
+    """
     if not is_url(source):
-        if not Path(source).is_file():
+        if not repository_path(source).is_file():
             raise DownloadError(f"There is no file {source}.")
-        shutil.copyfile(source, path)
+        shutil.copyfile(repository_path(source), path)
         return
+    plain = {"Accept-Encoding": "identity"}  # so that Content-Length counts the file
     try:
-        with requests.get(source, stream=True, timeout=TIMEOUT) as answer:
+        with requests.get(
+            source, stream=True, timeout=TIMEOUT, headers=plain
+        ) as answer:
             answer.raise_for_status()
             size = int(answer.headers.get("Content-Length", 0))
             bar = tqdm(
                 total=size or None,
-                desc=path.name,
+                desc=str(source).rsplit("/", 1)[-1],
                 unit="B",
                 unit_scale=True,
                 leave=False,
@@ -196,25 +209,45 @@ def unpack(archive: Path, folder: Path, source: str | Path) -> None:
     """Unpack a zip file, or raise `DownloadError` if it is broken or unsafe."""
     try:
         with zipfile.ZipFile(archive) as zip_file:
-            for name in zip_file.namelist():
+            names = zip_file.namelist()
+            for name in names:
                 if not (folder / name).resolve().is_relative_to(folder.resolve()):
                     raise DownloadError(
                         f"{source} holds the path {name}, which leaves its folder."
                     )
             zip_file.extractall(folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except DownloadError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
         raise DownloadError(f"{source} is not a whole zip file ({error}).") from error
+    if not names:
+        raise DownloadError(f"{source} is an empty zip file.")
 
 
-def broken(folder: Path, checksums: str | Path | None) -> list[str]:
-    """The files of a checksum list that are missing from a folder or differ."""
+def is_complete(folder: Path, checksums: str | Path | None) -> bool:
+    """True for a folder that holds something and does not differ from its list."""
+    return (
+        folder.is_dir() and any(folder.iterdir()) and not differences(folder, checksums)
+    )
+
+
+def differences(folder: Path, checksums: str | Path | None) -> list[str]:
+    """The files that are missing, changed, or not in the list; hidden ones are free."""
     if checksums is None:
         return []
     lines = repository_path(checksums).read_text().splitlines()
+    listed = {
+        name: sha256 for sha256, name in (line.split(maxsplit=1) for line in lines)
+    }
+    present = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
     return [
         name
-        for sha256, name in (line.split(maxsplit=1) for line in lines)
-        if not (folder / name).is_file() or sha256_of(folder / name) != sha256
+        for name in [*listed, *(name for name in present if name not in listed)]
+        if name not in present or sha256_of(present[name]) != listed.get(name)
     ]
 
 
@@ -228,6 +261,14 @@ def sha256_of(path: Path) -> str:
 
 
 # How one image is read
+
+# What Pillow raises for a file that is no picture, a damaged or a far too large one.
+UNREADABLE = (
+    UnidentifiedImageError,
+    OSError,
+    SyntaxError,
+    Image.DecompressionBombError,
+)
 
 
 def load_image(image: str | Path | Image.Image) -> Image.Image:
@@ -244,18 +285,19 @@ def load_image(image: str | Path | Image.Image) -> Image.Image:
     if not isinstance(image, Image.Image):
         path = repository_path(image)
         try:
-            image = Image.open(path)
-            image.load()
+            with Image.open(path) as file:
+                return load_image(file)
         except FileNotFoundError:
             raise FileNotFoundError(f"there is no picture at {path}") from None
-        except (UnidentifiedImageError, OSError) as error:
+        except UNREADABLE as error:
             raise ValueError(
                 f"{path.name} cannot be read as a picture ({error}): save it as JPEG "
                 "or PNG and try again"
             ) from error
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit values, in "I;16" or in 32-bit "I"
-        image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
+        values = np.asarray(image).clip(0, 65535) // 257
+        image = Image.fromarray(values.astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -264,6 +306,18 @@ def load_image(image: str | Path | Image.Image) -> Image.Image:
 
 
 # In which batches they come
+
+
+class PhotoFolder(ImageFolder):
+    """`ImageFolder` that reads with `load_image` and passes over hidden folders."""
+
+    def __init__(self, folder: str | Path, transform: Transform | None = None):
+        super().__init__(repository_path(folder), transform, loader=load_image)
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        names, _ = super().find_classes(directory)
+        names = [name for name in names if not name.startswith(".")]
+        return names, {name: label for label, name in enumerate(names)}
 
 
 def create_dataloaders(
@@ -291,9 +345,8 @@ def create_dataloaders(
         FileNotFoundError: if a folder is missing or has a class without images.
         ValueError: if the two folders do not hold the same classes.
     """
-    train_dir, test_dir = repository_path(train_dir), repository_path(test_dir)
-    train_data = ImageFolder(train_dir, train_transform or transform, loader=load_image)
-    test_data = ImageFolder(test_dir, transform, loader=load_image)
+    train_data = PhotoFolder(train_dir, train_transform or transform)
+    test_data = PhotoFolder(test_dir, transform)
     if train_data.classes != test_data.classes:
         raise ValueError(
             f"the classes differ: {train_dir} has {train_data.classes}, "
@@ -339,31 +392,35 @@ def split_train_validation(
 ) -> tuple[Subset, Subset]:
     """Split a folder of training images in two, the same fraction of every class.
 
-    Settings are chosen on the second part, so that the test images stay unseen.
+    Settings are chosen on the second part, so that the test images stay unseen. Each
+    part gets at least one image of every class.
 
     Args:
         fraction: of the images, goes to validation; between 0 and 1.
         transform: for the validation part, and for the training part unless
-            `train_transform` is given.
+            `train_transform` is given. Without any, the parts hold Pillow images.
 
     Returns:
         (training part, validation part); `.dataset.classes` names the classes.
 
     Raises:
-        ValueError: if `fraction` is not between 0 and 1.
+        FileNotFoundError: if the folder is missing or has a class without images.
+        ValueError: if `fraction` is not between 0 and 1, or a class has one image only.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
-    train_dir = repository_path(train_dir)
-    train_data = ImageFolder(train_dir, train_transform or transform, loader=load_image)
-    validation_data = ImageFolder(train_dir, transform, loader=load_image)
+    train_data = PhotoFolder(train_dir, train_transform or transform)
+    validation_data = PhotoFolder(train_dir, transform)
     labels = torch.tensor(train_data.targets)
     generator = torch.Generator().manual_seed(seed)
     train_part, validation_part = [], []
     for label in labels.unique():
         members = torch.nonzero(labels == label).flatten()
         members = members[torch.randperm(len(members), generator=generator)].tolist()
-        cut = round(fraction * len(members))
+        if len(members) < 2:
+            name = train_data.classes[label]
+            raise ValueError(f"class {name!r} has one image, a split needs two or more")
+        cut = min(max(round(fraction * len(members)), 1), len(members) - 1)
         validation_part += members[:cut]
         train_part += members[cut:]
     return (

@@ -19,8 +19,9 @@ def set_training_mode(model: nn.Module) -> None:
     """`model.train()`, except that frozen parts stay in evaluation mode.
 
     Dropout in a frozen backbone would only blur features that nothing can adapt,
-    and BatchNorm would go on changing its averages. A layer without parameters
-    (dropout) goes with the parameters of the module that holds it.
+    and BatchNorm would go on changing its averages. A layer without parameters of its
+    own (dropout) goes with those that the module that holds it has itself, as the
+    dropout after the position embedding goes with that in a ViT.
     """
     model.train()
     for module in model.modules():
@@ -42,6 +43,13 @@ def check_finite(loss: torch.Tensor, where: str) -> None:
             "that is too high (try a tenth of it), no warm-up or gradient clipping, "
             "images that hold NaN or are far from unit scale."
         )
+
+
+def averages(loss_sum: float, correct: int, seen: int) -> tuple[float, float]:
+    """(loss, accuracy) of one sample on average; `ValueError` if there was none."""
+    if not seen:
+        raise ValueError("the data loader has no batches: is its data set empty?")
+    return loss_sum / seen, correct / seen
 
 
 def train_step(
@@ -87,7 +95,7 @@ def train_step(
         loss_sum += loss.item() * len(labels)
         correct += (logits.argmax(dim=1) == labels).sum().item()
         seen += len(labels)
-    return loss_sum / seen, correct / seen
+    return averages(loss_sum, correct, seen)
 
 
 @torch.inference_mode()
@@ -113,7 +121,7 @@ def test_step(
         loss_sum += loss.item() * len(labels)
         correct += (logits.argmax(dim=1) == labels).sum().item()
         seen += len(labels)
-    return loss_sum / seen, correct / seen
+    return averages(loss_sum, correct, seen)
 
 
 def train(
@@ -125,6 +133,7 @@ def train(
     epochs: int,
     device: torch.device | str,
     progress: bool = True,
+    test_name: str = "test",
 ) -> dict[str, list[float]]:
     """Train for some epochs, evaluating after each.
 
@@ -133,7 +142,9 @@ def train(
     epoch only, so a second run from the same start repeats the same numbers.
 
     Args:
+        loss_fn: maps (logits (B, K), labels (B,)) to the batch's mean loss.
         progress: print a line an epoch, and a bar while it runs.
+        test_name: what the second data loader holds, as that line should call it.
 
     Returns:
         {"train_loss": [...], "train_acc": [...], "test_loss": [...],
@@ -144,25 +155,34 @@ def train(
     """
     model.to(device)
     results = {"train_loss": [], "train_acc": [], "test_loss": [], "test_acc": []}
-    for epoch in range(1, epochs + 1):
-        sampler = getattr(train_dataloader, "sampler", None)
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
-        train_loss, train_acc = train_step(
-            model, train_dataloader, loss_fn, optimizer, device, epoch, progress
-        )
-        test_loss, test_acc = test_step(model, test_dataloader, loss_fn, device, epoch)
-        for name, figure in zip(
-            results, (train_loss, train_acc, test_loss, test_acc), strict=True
-        ):
-            results[name].append(figure)
-        if progress:
-            latest = " | ".join(f"{name} {r[-1]:.4f}" for name, r in results.items())
-            print(f"epoch {epoch:{len(str(epochs))}}/{epochs} | {latest}")
+    set_epoch = getattr(
+        getattr(train_dataloader, "sampler", None), "set_epoch", lambda epoch: None
+    )
+    try:
+        for epoch in range(1, epochs + 1):
+            set_epoch(epoch)
+            train_loss, train_acc = train_step(
+                model, train_dataloader, loss_fn, optimizer, device, epoch, progress
+            )
+            test_loss, test_acc = test_step(
+                model, test_dataloader, loss_fn, device, epoch
+            )
+            results["train_loss"].append(train_loss)
+            results["train_acc"].append(train_acc)
+            results["test_loss"].append(test_loss)
+            results["test_acc"].append(test_acc)
+            if progress:
+                print(
+                    f"epoch {epoch:{len(str(epochs))}}/{epochs} | "
+                    f"train loss {train_loss:.4f}, accuracy {train_acc:.4f} | "
+                    f"{test_name} loss {test_loss:.4f}, accuracy {test_acc:.4f}"
+                )
+    finally:
+        set_epoch(0)  # whoever looks at a batch afterwards sees the same as before
     return results
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict(
     model: nn.Module, dataloader: Batches, device: torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,9 +21,10 @@ from torch import nn
 class ViTConfig:
     """Every size of a Vision Transformer; the defaults are ViT-B/16 (Table 1).
 
-    `num_classes=0` builds a model without a head. `gelu="tanh"` is the
-    approximation that the paper's own code uses. `dropout` follows every dense
-    layer except the qkv projection (Appendix B.1).
+    `num_classes=0` builds a model without a head. `gelu="tanh"` is the approximation
+    that the paper's own code uses. `dropout` follows every dense layer except the qkv
+    projection, and the addition of positions (Appendix B.1); `attention_dropout` is
+    that of the attention weights, which the paper does not use.
 
     Raises:
         ValueError: if the sizes cannot make a model; the message says which
@@ -63,8 +64,7 @@ class ViTConfig:
             raise ValueError(
                 f"layer_norm_eps must be above 0, got {self.layer_norm_eps}"
             )
-        if self.gelu not in ("exact", "tanh"):
-            raise ValueError(f'gelu must be "exact" or "tanh", got {self.gelu!r}')
+        gelu_layer(self.gelu)
 
     @property
     def num_patches(self) -> int:
@@ -73,14 +73,26 @@ class ViTConfig:
 
 
 def check_divisible(name: str, value: int, part_name: str, part: int) -> None:
-    """Raise `ValueError`, with the nearest values that fit, if part ∤ value."""
+    """Raise `ValueError`, with the nearest numbers that fit, if part ∤ value."""
+    if part < 1:
+        raise ValueError(f"{part_name} must be a whole number >= 1, got {part}")
     if value % part:
         below, above = value // part * part, (value // part + 1) * part
-        fitting = f"{below} or {above}" if below else f"{above}"
+        divisors = [d for d in range(1, value + 1) if value % d == 0]
+        fewer = max((d for d in divisors if d < part), default=1)
+        more = min((d for d in divisors if d > part), default=value)
         raise ValueError(
-            f"{name}={value} cannot be divided into {part_name}={part}: "
-            f"use {name}={fitting}, or another {part_name}"
+            f"{name}={value} is not divisible by {part_name}={part}: "
+            f"use {name}={f'{below} or {above}' if below else above}, "
+            f"or {part_name}={fewer if fewer == more else f'{fewer} or {more}'}"
         )
+
+
+def gelu_layer(gelu: str) -> nn.GELU:
+    """GELU, "exact" or as its "tanh" approximation; `ValueError` for anything else."""
+    if gelu not in ("exact", "tanh"):
+        raise ValueError(f'gelu must be "exact" or "tanh", got {gelu!r}')
+    return nn.GELU(approximate="none" if gelu == "exact" else "tanh")
 
 
 class PatchEmbedding(nn.Module):
@@ -99,6 +111,9 @@ class PatchEmbedding(nn.Module):
         self, in_channels: int = 3, patch_size: int = 16, embedding_dim: int = 768
     ):
         super().__init__()
+        for name, size in (("in_channels", in_channels), ("patch_size", patch_size)):
+            if size < 1:
+                raise ValueError(f"{name} must be a whole number >= 1, got {size}")
         self.in_channels = in_channels
         self.patch_size = patch_size
         self.projection = nn.Conv2d(
@@ -113,7 +128,7 @@ class PatchEmbedding(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         P = self.patch_size
         C, H, W = images.shape[1:] if images.ndim == 4 else (0, 0, 0)
-        if C != self.in_channels or H % P or W % P:
+        if C != self.in_channels or min(H, W) < P or H % P or W % P:
             raise ValueError(
                 f"expected images of shape (B, {self.in_channels}, H, W) with H and W "
                 f"multiples of the patch size {P}, got {tuple(images.shape)}"
@@ -129,6 +144,9 @@ class MultiheadSelfAttentionBlock(nn.Module):
     softmax(q kᵀ / sqrt(D/h)) v, in h heads of D/h dimensions each.
 
     Shapes: (B, N+1, D) -> (B, N+1, D), for any number of tokens.
+
+    Raises:
+        ValueError: if the heads cannot share the D dimensions equally.
     """
 
     def __init__(
@@ -175,7 +193,7 @@ class MLPBlock(nn.Module):
     ):
         super().__init__()
         self.expand = nn.Linear(embedding_dim, mlp_dim)
-        self.gelu = nn.GELU(approximate={"exact": "none", "tanh": "tanh"}[gelu])
+        self.gelu = gelu_layer(gelu)
         self.contract = nn.Linear(mlp_dim, embedding_dim)
         self.dropout = nn.Dropout(dropout)
         for layer in (self.expand, self.contract):
@@ -209,10 +227,15 @@ class TransformerEncoderBlock(nn.Module):
         super().__init__()
         self.attention_norm = nn.LayerNorm(embedding_dim, eps=layer_norm_eps)
         self.attention = MultiheadSelfAttentionBlock(
-            embedding_dim, num_heads, dropout, attention_dropout
+            embedding_dim=embedding_dim,
+            num_heads=num_heads,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
         )
         self.mlp_norm = nn.LayerNorm(embedding_dim, eps=layer_norm_eps)
-        self.mlp = MLPBlock(embedding_dim, mlp_dim, dropout, gelu)
+        self.mlp = MLPBlock(
+            embedding_dim=embedding_dim, mlp_dim=mlp_dim, dropout=dropout, gelu=gelu
+        )
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         z = self.attention(self.attention_norm(z)) + z  # equation 2
@@ -302,6 +325,7 @@ def create_vit(name: str, **overrides) -> ViT:
 
     Raises:
         ValueError: if the name is none of `VIT_CONFIGS`, or the sizes clash.
+        TypeError: if an override is no field of `ViTConfig`.
     """
     if name not in VIT_CONFIGS:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Execute the series: `python -m going_modular.notebooks run` or `... store`."""
+"""Execute the series: `python -m going_modular.notebooks run`, or `... store`."""
 
 import argparse
 import base64
@@ -17,11 +17,8 @@ BUILD = repository_path("build")
 README_PICTURE = repository_path("notebooks/vit_map.png")
 
 
-def execute(path: Path, folder: Path | None = None) -> nbformat.NotebookNode:
-    """A notebook as it stands after running every cell once, from top to bottom.
-
-    Args:
-        folder: the working directory of the run; the notebook's own if not given.
+def execute(path: Path) -> nbformat.NotebookNode:
+    """A notebook as it stands after running every cell once, in its own folder.
 
     Raises:
         nbclient.exceptions.CellExecutionError: at the first cell that fails.
@@ -32,7 +29,7 @@ def execute(path: Path, folder: Path | None = None) -> nbformat.NotebookNode:
         timeout=None,
         record_timing=False,
         extra_arguments=["--log-level=ERROR"],  # the kernel's own chatter
-        resources={"metadata": {"path": str(folder or path.parent)}},
+        resources={"metadata": {"path": str(path.parent)}},
     ).execute()
     # One text for each stream, and of a progress bar only what it leaves behind.
     CoalesceStreamsPreprocessor().preprocess(notebook, {})
@@ -47,8 +44,8 @@ def outputs_of(notebook: nbformat.NotebookNode, tag: str) -> list:
     return [output for cell in cells for output in cell.outputs]
 
 
-def run() -> None:
-    """Execute all notebooks into `build/`, with HTML pages, and print the results.
+def run(paths: list[Path]) -> None:
+    """Execute notebooks into `build/`, with HTML pages, and print the results.
 
     Results are what the cells tagged "result" print.
     """
@@ -56,7 +53,7 @@ def run() -> None:
     (BUILD / "html").mkdir(parents=True, exist_ok=True)
     print(f'Running the series at size "{get_size()}"\n{describe_environment()}\n')
     results, start = [], time.perf_counter()
-    for path in NOTEBOOKS:
+    for path in paths:
         print(f"{path.stem:36}", end="", flush=True)
         started = time.perf_counter()
         notebook = execute(path)
@@ -69,8 +66,8 @@ def run() -> None:
     print("Executed notebooks: build/notebooks · pages to read: build/html")
 
 
-def store() -> None:
-    """Execute all notebooks and keep the outputs in them, except those of photos.
+def store(paths: list[Path]) -> None:
+    """Execute notebooks and keep the outputs in them, except those of photos.
 
     Cells tagged "photo" show photos, which are not ours to publish. The picture of
     the cell tagged "readme-picture" is the README's.
@@ -78,7 +75,7 @@ def store() -> None:
     Raises:
         RuntimeError: if a notebook writes to the error stream.
     """
-    for path in NOTEBOOKS:
+    for path in paths:
         print(path.stem, flush=True)
         notebook = execute(path)
         for cell in notebook.cells:
@@ -99,4 +96,17 @@ if __name__ == "__main__":
         choices=["run", "store"],
         help="run: into build/, with pages; store: into the notebooks themselves",
     )
-    {"run": run, "store": store}[parser.parse_args().command]()
+    parser.add_argument(
+        "numbers",
+        nargs="*",
+        metavar="NN",
+        help="numbers of notebooks, for example 08 09; all of them if not given",
+    )
+    options = parser.parse_args()
+    by_number = {path.name[:2]: path for path in NOTEBOOKS}
+    if unknown := set(options.numbers) - set(by_number):
+        parser.error(
+            f"no notebook {', '.join(sorted(unknown))}: {', '.join(by_number)}"
+        )
+    chosen = [by_number[number] for number in options.numbers or by_number]
+    {"run": run, "store": store}[options.command](chosen)

@@ -36,16 +36,21 @@ def predict_image(
 
     Raises:
         FileNotFoundError, ValueError: if the picture cannot be read (`load_image`).
-        ValueError: if the model does not give one output a class name.
+        ValueError: if the class names are not as many as the model's outputs and all
+            different, or the outputs are NaN.
     """
     model.to(device).eval()
     batch = transform(load_image(image)).unsqueeze(0)  # (1, C, H, W)
     probabilities = model(batch.to(device)).softmax(dim=1)[0].tolist()  # K numbers
+    if len(set(class_names)) != len(class_names):
+        raise ValueError(f"a class name stands twice in {list(class_names)}")
     if len(probabilities) != len(class_names):
         raise ValueError(
             f"the model has {len(probabilities)} outputs, but there are "
             f"{len(class_names)} class names: {list(class_names)}"
         )
+    if not all(p >= 0 for p in probabilities):  # false for NaN
+        raise ValueError("the model's outputs are not numbers (NaN): was it trained?")
     by_name = dict(zip(class_names, probabilities, strict=True))
     label = max(by_name, key=by_name.get)
     return Prediction(label, by_name[label], by_name)

@@ -82,15 +82,20 @@ def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
 def count_multiply_adds(model: nn.Module, images: torch.Tensor) -> int:
     """Multiply-adds of one forward pass over `images`, as PyTorch's counter sees them.
 
-    The counter reports FLOPs, two for each multiply-add, and is blind to fused
-    attention: the plain ("math") attention kernel is forced, and gradients stay on,
-    because without them built-in encoder layers take a fused path as well.
+    The counter reports FLOPs, two for each multiply-add, and on the CPU it is blind to
+    fused attention. So the plain ("math") kernel is forced, and gradients are switched
+    on, because without them PyTorch's own encoder layers take a fused path as well.
     """
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with (
+        torch.enable_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
         model(images)
-    model.train(was_training)
+    for module, training in modes:
+        module.training = training
     return counter.get_total_flops() // 2
 
 
@@ -121,6 +126,7 @@ def load_model(
         FileNotFoundError: if there is no such file.
         RuntimeError: if the file's names or shapes are not the model's (PyTorch's
             message lists them).
+        pickle.UnpicklingError: if the file holds anything but numbers.
     """
     path = repository_path(path)
     if not path.is_file():

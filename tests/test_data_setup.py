@@ -57,7 +57,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.answers, server.asked, server.release = {}, [], threading.Event()
     server.url = f"http://127.0.0.1:{server.server_port}"
@@ -118,6 +119,9 @@ def test_download_from_a_local_file(data_dir, tmp_path):
         (zip_of({"/evil.txt": b"x"}), "leaves its folder"),
         (zip_of(FILES | {"test/pizza/2.txt": b"TWO"}), "1 files .* test/pizza/2.txt"),
         (zip_of({"train/pizza/1.txt": b"one"}), "1 files .* test/pizza/2.txt"),
+        (zip_of(FILES | {"train/soup/9.txt": b"x"}), "1 files .* train/soup/9.txt"),
+        (zip_of({}), "an empty zip file"),
+        (zip_of({"train": b"x", "train/a": b"y"}), "not a whole zip file"),
     ],
 )
 def test_a_bad_download_says_why_and_leaves_nothing(server, data_dir, answer, words):
@@ -171,9 +175,30 @@ def test_a_partial_folder_is_replaced_and_kept_aside(server, data_dir):
     (data_dir / "food" / "train" / "mine.txt").write_text("my own")
     server.answers["/food.zip"] = zip_of(FILES)
     folder = download_data(f"{server.url}/food.zip", "food", data_setup.PHOTO_CHECKSUMS)
-    assert not data_setup.broken(folder, data_setup.PHOTO_CHECKSUMS)
-    aside = data_dir / "food.incomplete" / "train" / "mine.txt"
+    assert not data_setup.differences(folder, data_setup.PHOTO_CHECKSUMS)
+    (aside,) = data_dir.glob("food.incomplete-*/food/train/mine.txt")
     assert aside.read_text() == "my own"
+
+
+def test_another_process_that_was_faster_is_left_alone(server, data_dir, monkeypatch):
+    """The folder appears, whole, while the zip file is still being unpacked."""
+    server.answers["/food.zip"] = zip_of(FILES)
+    unpack = data_setup.unpack
+
+    def unpack_slowly(archive, folder, source):
+        unpack(archive, folder, source)
+        unpack(archive, data_dir / "food", source)
+
+    monkeypatch.setattr(data_setup, "unpack", unpack_slowly)
+    folder = download_data(f"{server.url}/food.zip", "food", data_setup.PHOTO_CHECKSUMS)
+    assert folder.is_dir() and not list(data_dir.glob("*incomplete*"))
+
+
+def test_a_relative_source_starts_at_the_repository(data_dir, tmp_path, monkeypatch):
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "food.zip").write_bytes(zip_of(FILES))
+    monkeypatch.setattr(data_setup, "repository_path", lambda path: tmp_path / path)
+    assert (download_data("sources/food.zip", "food") / "train/pizza/1.txt").is_file()
 
 
 def test_an_empty_folder_does_not_pass_for_the_data(server, data_dir):
@@ -326,6 +351,22 @@ def test_what_is_no_picture_says_so(tmp_path):
         load_image(tmp_path / "absent.jpg")
 
 
+def test_a_damaged_png_says_so(picture, tmp_path):
+    picture.save(tmp_path / "whole.png")
+    content = bytearray((tmp_path / "whole.png").read_bytes())
+    content[content.index(b"IDAT") - 4 :] = b"\x00\x00\x00\x05\x01\x02\x03\x04garbage"
+    (tmp_path / "damaged.png").write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"damaged.png cannot be read"):
+        load_image(tmp_path / "damaged.png")
+
+
+def test_a_picture_of_absurd_size_says_so(picture, tmp_path, monkeypatch):
+    picture.save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"huge.png cannot be read"):
+        load_image(tmp_path / "huge.png")
+
+
 def test_a_truncated_jpeg_says_so(picture, tmp_path):
     picture.resize((400, 300)).save(tmp_path / "whole.jpg")
     content = (tmp_path / "whole.jpg").read_bytes()
@@ -400,6 +441,25 @@ def test_split_keeps_proportions_and_shares_no_image(food_folder, to_tensor):
         assert targets.bincount().tolist() == [5, 4, 3]
     assert train[0][0].min() >= 10 and validation[0][0].max() <= 1
     assert split(seed=1)[0].indices == train.indices != split(seed=2)[0].indices
+
+
+def test_small_classes_get_an_image_on_both_sides(food_folder, to_tensor):
+    for name in ("pizza", "steak", "sushi"):
+        for path in sorted((food_folder / "train" / name).iterdir())[2:]:
+            path.unlink()
+    train, validation = data_setup.split_train_validation(
+        food_folder / "train", 0.2, 1, to_tensor
+    )
+    assert len(train) == len(validation) == 3
+    next((food_folder / "train" / "steak").iterdir()).unlink()
+    with pytest.raises(ValueError, match="'steak' has one image"):
+        data_setup.split_train_validation(food_folder / "train", 0.2)
+
+
+def test_hidden_folders_are_no_classes(food_folder):
+    (food_folder / "train" / ".ipynb_checkpoints").mkdir()
+    train, _ = data_setup.split_train_validation(food_folder / "train", 0.2)
+    assert train.dataset.classes == ["pizza", "steak", "sushi"]
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5])

@@ -141,6 +141,20 @@ def test_each_epoch_has_an_order_of_its_own_and_a_second_run_repeats_it():
     assert sorted(first) == list(range(6))
 
 
+def test_a_batch_looked_at_after_training_is_the_one_from_before():
+    data, model = loader(samples(8), 4, shuffle=True), nn.Linear(4, 3)
+    before = next(iter(data))[0]
+    arguments = (torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss())
+    engine.train(model, data, data, *arguments, 2, "cpu", progress=False)
+    assert torch.equal(next(iter(data))[0], before)
+
+
+def test_no_data_says_so():
+    model = nn.Linear(4, 3)
+    with pytest.raises(ValueError, match="no batches"):
+        engine.test_step(model, [], nn.CrossEntropyLoss(), "cpu")
+
+
 def test_progress_is_one_line_an_epoch(capsys):
     model = nn.Linear(4, 3)
     data = loader(samples())
@@ -149,7 +163,7 @@ def test_progress_is_one_line_an_epoch(capsys):
     output = capsys.readouterr()
     lines = [line.rsplit("\r", 1)[-1] for line in output.out.split("\n")]
     assert len(lines) == 3 and lines[2] == output.err == ""
-    assert lines[1].startswith("epoch 2/2 | train_loss ") and "test_acc" in lines[1]
+    assert lines[1].startswith("epoch 2/2 | train loss ") and "test loss" in lines[1]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_epoch_and_batch():
@@ -215,6 +229,8 @@ def test_a_head_on_features_is_the_head_of_the_whole_model():
     features = engine.extract_features(backbone, loader(data, 4), "cpu")
     assert features.tensors[0].shape == (11, 8)
     assert features.tensors[1].tolist() == data.tensors[1].tolist()
+    head(features.tensors[0]).sum().backward()  # features can be trained on as they are
+    head.zero_grad()
 
     results = []
     for model, dataset in ((vit, data), (head, features)):

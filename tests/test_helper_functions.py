@@ -56,16 +56,29 @@ def test_small_classifier_reads_mean_or_class_token():
 def test_growth_table_reports_what_was_measured(food_folder, monkeypatch, capsys):
     food = data_setup.FoodImages(food_folder / "train", food_folder / "test", None, "")
     monkeypatch.setattr(helper_functions, "get_food_images", lambda: food)
-    monkeypatch.setenv("FOODVISION_SIZE", "smoke")
     stages = {"embeddings": SmallClassifier}
-    helper_functions.measure_growth(stages)
+    accuracies = helper_functions.measure_growth(stages, epochs=1)
     table = capsys.readouterr().out
     row = next(line for line in table.splitlines() if line.startswith("embeddings"))
     assert f"{count_parameters(SmallClassifier()):,}" in row
     N, P2C, D = 64, 192, 64
     assert f"{(N * P2C * D + D * 3) / 1e6:.2f} M" in row
-    helper_functions.measure_growth(stages)
+    assert row.endswith(f"{accuracies['embeddings']:.2f}")
+    helper_functions.measure_growth(stages, epochs=1)
     assert capsys.readouterr().out == table
+
+
+def test_growth_table_measures_every_row_alike(food_folder, monkeypatch, capsys):
+    food = data_setup.FoodImages(food_folder / "train", food_folder / "test", None, "")
+    monkeypatch.setattr(helper_functions, "get_food_images", lambda: food)
+    names = ("first", "third", "fifth")
+    helper_functions.measure_growth(
+        dict.fromkeys(names, helper_functions.LinearOnPatches), epochs=2
+    )
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    steps = {row[-2] for row in rows if row and row[0] in names}
+    assert len(steps) == 1 and 1 <= int(steps.pop()) <= 60
+    assert len({tuple(row[1:]) for row in rows if row and row[0] in names}) == 1
 
 
 def test_loss_curves_show_both_figures_of_both_sets():

@@ -92,7 +92,11 @@ def test_shapes():
     assert tiny().forward_features(images).shape == (4, 17, 24)
     assert tiny(num_classes=0)(images).shape == (4, 24)
     assert tiny(in_channels=1)(images[:, :1]).shape == (4, 5)
-    for part in (MultiheadSelfAttentionBlock(24, 3), MLPBlock(24, 40)):
+    for part in (
+        MultiheadSelfAttentionBlock(24, 3),
+        MLPBlock(24, 40),
+        TransformerEncoderBlock(24, 3, 40),
+    ):
         assert part(torch.randn(2, 7, 24)).shape == (2, 7, 24)
 
 
@@ -104,7 +108,10 @@ def test_shapes():
     [
         ({"image_size": 225}, ["image_size=225", "patch_size=16", "224 or 240"]),
         ({"image_size": 8}, ["image_size=8", "patch_size=16"]),
-        ({"num_heads": 5}, ["embedding_dim=768", "num_heads=5", "765 or 770"]),
+        (
+            {"num_heads": 5},
+            ["embedding_dim=768", "num_heads=5", "765 or 770", "4 or 6"],
+        ),
         ({"patch_size": 0}, ["patch_size", "0"]),
         ({"num_layers": -1}, ["num_layers", "-1"]),
         ({"num_classes": -1}, ["num_classes", "-1"]),
@@ -136,6 +143,20 @@ def test_wrong_patches_name_both_shapes(shape):
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\)") as error:
         PatchEmbedding(3, 8, 24)(torch.zeros(shape))
     assert str(shape) in str(error.value)
+
+
+def test_impossible_parts_say_what_is_wrong():
+    for build, words in (
+        (lambda: MultiheadSelfAttentionBlock(24, 5), "num_heads=4 or 6"),
+        (lambda: MultiheadSelfAttentionBlock(24, 0), "num_heads must be"),
+        (lambda: TransformerEncoderBlock(24, -1, 40), "num_heads must be"),
+        (lambda: PatchEmbedding(3, 0, 24), "patch_size must be"),
+        (lambda: PatchEmbedding(0, 8, 24), "in_channels must be"),
+        (lambda: MLPBlock(24, 40, gelu="relu"), "'relu'"),
+        (lambda: PatchEmbedding(3, 8, 24)(torch.zeros(1, 3, 0, 0)), "expected images"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            build()
 
 
 def test_unknown_variant_lists_the_known():

@@ -44,16 +44,51 @@ def test_the_transform_given_is_the_one_used(greenish, to_tensor):
     assert probabilities["red"] > probabilities["blue"]
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "I;16", "1"])
-def test_every_mode_of_a_photo_gives_its_prediction(mode, tmp_path, to_tensor):
-    """A white picture is white in every mode, and equally red, green and blue."""
+@pytest.mark.parametrize(
+    ("mode", "stored", "seen"),
+    [
+        ("RGB", (51, 204, 102), (0.2, 0.8, 0.4)),
+        ("RGBA", (51, 204, 102, 255), (0.2, 0.8, 0.4)),
+        ("RGBA", (0, 255, 0, 51), (0.8, 1.0, 0.8)),  # a fifth of green, on white
+        ("L", 153, (0.6, 0.6, 0.6)),
+        ("LA", (153, 0), (1.0, 1.0, 1.0)),
+        ("I;16", 0x9999, (0.6, 0.6, 0.6)),
+        ("1", 1, (1.0, 1.0, 1.0)),
+        ("CMYK", (204, 51, 153, 0), (0.2, 0.8, 0.4)),
+    ],
+)
+def test_every_mode_of_a_photo_gives_its_prediction(
+    mode, stored, seen, tmp_path, to_tensor
+):
     path = tmp_path / ("photo.tif" if mode == "CMYK" else "photo.png")
-    if mode == "I;16":
-        Image.new("I;16", (8, 8), 65535).save(path)
-    else:
-        Image.new("RGB", (8, 8), "white").convert(mode).save(path)
+    Image.new(mode, (8, 8), stored).save(path)
     prediction = predict_image(MeanColour(), path, NAMES, to_tensor, "cpu")
-    assert list(prediction.probabilities.values()) == pytest.approx([1 / 3] * 3)
+    expected = (10 * torch.tensor(seen)).softmax(0).tolist()
+    assert list(prediction.probabilities.values()) == pytest.approx(expected, abs=0.02)
+
+
+def test_a_photo_lying_on_its_side_is_turned_before_the_transform(tmp_path, to_tensor):
+    def top_half(image):
+        return to_tensor(image)[:, : image.height // 2]
+
+    upright = Image.new("RGB", (20, 40), "blue")
+    upright.paste("red", (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    lying = upright.transpose(Image.Transpose.ROTATE_90)
+    lying.save(tmp_path / "phone.jpg", exif=exif, quality=95)
+    arguments = (MeanColour(), tmp_path / "phone.jpg", NAMES, top_half, "cpu")
+    assert predict_image(*arguments).label == "red"
+
+
+def test_what_is_no_probability_is_refused(greenish, to_tensor):
+    def broken(image):
+        return to_tensor(image) * float("nan")
+
+    with pytest.raises(ValueError, match="NaN"):
+        predict_image(MeanColour(), greenish, NAMES, broken, "cpu")
+    with pytest.raises(ValueError, match="twice"):
+        predict_image(MeanColour(), greenish, ["a", "b", "a"], to_tensor, "cpu")
 
 
 def test_wrong_number_of_class_names(greenish, to_tensor):

@@ -63,10 +63,19 @@ def test_multiply_adds_equal_the_formula_and_mode_is_kept():
     per_block = 4 * T * D * D + 2 * T * T * D + 2 * T * D * 40
     expected = 16 * 192 * D + 2 * per_block + D * 5
     vit.train()
+    vit.encoder.eval()  # as a frozen part would be
     assert utils.count_multiply_adds(vit, torch.zeros(1, 3, 32, 32)) == expected
-    assert vit.training
-    with torch.no_grad():  # the caller's mode does not change the answer
-        assert utils.count_multiply_adds(vit, torch.zeros(1, 3, 32, 32)) == expected
+    assert vit.training and vit.head.training and not vit.encoder.training
+
+
+def test_multiply_adds_of_built_in_layers_do_not_depend_on_the_callers_mode():
+    """Without gradients PyTorch's own layers take a fused path that hides attention."""
+    layer = nn.TransformerEncoderLayer(24, 4, 40, batch_first=True, norm_first=True)
+    tokens = torch.zeros(1, 17, 24)
+    expected = 4 * 17 * 24 * 24 + 2 * 17 * 17 * 24 + 2 * 17 * 24 * 40
+    assert utils.count_multiply_adds(layer, tokens) == expected
+    with torch.no_grad():
+        assert utils.count_multiply_adds(layer, tokens) == expected
 
 
 @pytest.mark.parametrize(("size", "giga"), [(224, 17.56), (384, 55.48)])
