@@ -49,9 +49,7 @@ plt.rcParams.update(
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.titlesize": 11,
-        "axes.prop_cycle": plt.cycler(
-            color=["#2a7f86", "#c8553d", "#d9a441", "#6b4f4f"]
-        ),
+        "axes.prop_cycle": plt.cycler(color=PALETTE),
         "image.cmap": "viridis",
     }
 )

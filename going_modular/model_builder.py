@@ -47,23 +47,18 @@ class ViTConfig:
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name == "num_classes" else 1
-            if field.type is int and not (isinstance(value, int) and value >= least):
-                raise ValueError(
-                    f"{field.name} must be a whole number >= {least}, got {value!r}"
-                )
+            if field.type is int:
+                check_size(field.name, value, least=int(field.name != "num_classes"))
             if field.name.endswith("dropout") and not 0 <= value < 1:
                 raise ValueError(
-                    f"{field.name} is a probability from 0 to below 1, got {value!r}"
+                    f"{field.name} must be from 0 to below 1, got {value!r}"
                 )
         check_divisible("image_size", self.image_size, "patch_size", self.patch_size)
         check_divisible(
             "embedding_dim", self.embedding_dim, "num_heads", self.num_heads
         )
         if not self.layer_norm_eps > 0:
-            raise ValueError(
-                f"layer_norm_eps must be above 0, got {self.layer_norm_eps}"
-            )
+            raise ValueError(f"layer_norm_eps must be > 0, got {self.layer_norm_eps}")
         gelu_layer(self.gelu)
 
     @property
@@ -72,19 +67,23 @@ class ViTConfig:
         return (self.image_size // self.patch_size) ** 2
 
 
+def check_size(name: str, value: int, least: int = 1) -> None:
+    """Raise `ValueError` unless a size is a whole number, large enough."""
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+
+
 def check_divisible(name: str, value: int, part_name: str, part: int) -> None:
-    """Raise `ValueError`, with the nearest numbers that fit, if part ∤ value."""
-    if part < 1:
-        raise ValueError(f"{part_name} must be a whole number >= 1, got {part}")
+    """Raise `ValueError`, naming the nearest numbers that fit, if part ∤ value."""
+    check_size(part_name, part)
     if value % part:
-        below, above = value // part * part, (value // part + 1) * part
+        multiples = {max(value // part, 1) * part, (value // part + 1) * part}
         divisors = [d for d in range(1, value + 1) if value % d == 0]
-        fewer = max((d for d in divisors if d < part), default=1)
-        more = min((d for d in divisors if d > part), default=value)
+        divisors = sorted(divisors, key=lambda d: abs(d - part))[:2]
+        fits = [" or ".join(map(str, sorted(x))) for x in (multiples, divisors)]
         raise ValueError(
             f"{name}={value} is not divisible by {part_name}={part}: "
-            f"use {name}={f'{below} or {above}' if below else above}, "
-            f"or {part_name}={fewer if fewer == more else f'{fewer} or {more}'}"
+            f"use {name}={fits[0]}, or {part_name}={fits[1]}"
         )
 
 
@@ -111,9 +110,8 @@ class PatchEmbedding(nn.Module):
         self, in_channels: int = 3, patch_size: int = 16, embedding_dim: int = 768
     ):
         super().__init__()
-        for name, size in (("in_channels", in_channels), ("patch_size", patch_size)):
-            if size < 1:
-                raise ValueError(f"{name} must be a whole number >= 1, got {size}")
+        check_size("in_channels", in_channels)
+        check_size("patch_size", patch_size)
         self.in_channels = in_channels
         self.patch_size = patch_size
         self.projection = nn.Conv2d(
@@ -263,19 +261,12 @@ class ViT(nn.Module):
         self.pos_embedding = nn.Parameter(torch.empty(1, config.num_patches + 1, D))
         nn.init.normal_(self.pos_embedding, std=0.02)
         self.dropout = nn.Dropout(config.dropout)
-        block_settings = dict(
-            embedding_dim=D,
-            num_heads=config.num_heads,
-            mlp_dim=config.mlp_dim,
-            dropout=config.dropout,
-            attention_dropout=config.attention_dropout,
-            layer_norm_eps=config.layer_norm_eps,
-            gelu=config.gelu,
+        # All that a block needs stands in the config by the same name.
+        needs = "num_heads mlp_dim dropout attention_dropout layer_norm_eps gelu"
+        settings = {name: getattr(config, name) for name in needs.split()}
+        self.encoder = nn.Sequential(
+            *(TransformerEncoderBlock(D, **settings) for _ in range(config.num_layers))
         )
-        blocks = [
-            TransformerEncoderBlock(**block_settings) for _ in range(config.num_layers)
-        ]
-        self.encoder = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
         self.head = nn.Identity()
         if config.num_classes:
