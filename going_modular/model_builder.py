@@ -79,7 +79,8 @@ def check_divisible(name: str, value: int, part_name: str, part: int) -> None:
     if value % part:
         multiples = {max(value // part, 1) * part, (value // part + 1) * part}
         divisors = [d for d in range(1, value + 1) if value % d == 0]
-        divisors = sorted(divisors, key=lambda d: abs(d - part))[:2]
+        below = max(d for d in divisors if d < part)
+        divisors = [below, *(d for d in divisors if d > part)][:2]
         fits = [" or ".join(map(str, sorted(x))) for x in (multiples, divisors)]
         raise ValueError(
             f"{name}={value} is not divisible by {part_name}={part}: "
