@@ -24,6 +24,7 @@ from going_modular.utils import (
 __all__ = [
     "CLASS_COLORS",
     "SMALL",
+    "LinearOnPatches",
     "SmallClassifier",
     "download_data",
     "give_random_values",
@@ -293,10 +294,8 @@ class LinearOnPatches(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         P = SMALL.patch_size
-        patches = nn.functional.unfold(images, P, stride=P).transpose(
-            1, 2
-        )  # (B, N, P²C)
-        return self.head(patches.flatten(1))
+        patches = nn.functional.unfold(images, P, stride=P)  # (B, P²C, N)
+        return self.head(patches.transpose(1, 2).flatten(1))
 
 
 def small_dataloaders(seed: int = 42) -> tuple[DataLoader, DataLoader]:

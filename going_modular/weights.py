@@ -15,7 +15,7 @@ def load_pretrained_backbone(
 ) -> tuple[nn.Module, Transform, str]:
     """torchvision's ViT-B/16 without its head, and the transform its weights expect.
 
-    The published weights (330 MB, downloaded once) are for 224 pixels. At another
+    The published weights (346 MB, downloaded once) are for 224 pixels. At another
     size, or where they cannot be had, the backbone keeps random values, the same in
     every run, and the description says that it is untrained.
 
