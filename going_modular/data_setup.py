@@ -1,7 +1,8 @@
 """Images: where they come from, how they are read, and in which batches.
 
 The photos are FoodVision Mini: 300 photos of pizza, steak and sushi that the course
-of learnpytorch.io took from Food-101 (Bossard et al., 2014).
+of learnpytorch.io took from Food-101 (Bossard et al., 2014). Where they cannot be had,
+drawn pictures take their place (`synthetic_food.py`).
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -29,6 +31,7 @@ from torch.utils.data import (
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
+from going_modular.synthetic_food import CUSTOM, make_food_dataset
 from going_modular.utils import repository_path
 
 DATA_DIR = repository_path("data")
@@ -37,7 +40,8 @@ PHOTO_CHECKSUMS = DATA_DIR / f"{PHOTOS}.sha256"
 CUSTOM_PHOTO = "04-pizza-dad.jpeg"
 CUSTOM_PHOTO_SHA256 = "0f00389758009e8430ca17c9a21ebb4564c6945e0c91c58cf058e6a93d267dc8"
 COURSE = "https://github.com/mrdbourke/pytorch-deep-learning/raw/main"
-TIMEOUT = (5, 30)  # seconds to connect, and between two pieces of the answer
+TIMEOUT = (3, 10)  # seconds to connect, and between two pieces of the answer
+PATIENCE = 6  # seconds until an answer has begun, whatever holds it up
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
@@ -59,36 +63,66 @@ class FoodImages(NamedTuple):
 
 
 def get_food_images() -> FoodImages:
-    """Find or fetch the images that the variable FOODVISION_SOURCE asks for.
+    """Find, fetch or draw the images that the variable FOODVISION_SOURCE asks for.
 
     "auto" (or unset): the photos under `data/` if they are complete, else a download
-    from the course's repository. Anything else is a mirror: a folder or URL prefix
-    that holds `pizza_steak_sushi.zip` and `04-pizza-dad.jpeg`. A relative folder is
-    seen from the repository's root.
+    from the course's repository, else drawn pictures. "synthetic": the drawn ones, and
+    nothing is downloaded. Anything else is a mirror: a folder or URL prefix that holds
+    `pizza_steak_sushi.zip` and `04-pizza-dad.jpeg`. A relative folder is seen from the
+    repository's root.
 
     Raises:
-        DownloadError: if they cannot be had, with what failed and what to do.
+        DownloadError: if a mirror does not have them, with what failed and what to do.
     """
-    source = os.environ.get("FOODVISION_SOURCE") or "auto"
+    source = get_source()
+    if source == "synthetic":
+        return get_drawn_images()
     if source == "auto":
-        archive = f"{COURSE}/data/{PHOTOS}.zip"
-        custom_photo = f"{COURSE}/images/{CUSTOM_PHOTO}"
-    else:
-        mirror = source.rstrip("/") if is_url(source) else repository_path(source)
-        archive = f"{mirror}/{PHOTOS}.zip"
-        custom_photo = f"{mirror}/{CUSTOM_PHOTO}"
+        try:
+            return get_photos(f"{COURSE}/data", f"{COURSE}/images")
+        except OSError as error:
+            drawn = get_drawn_images()
+            return drawn._replace(source=f"{drawn.source}. No photos: {error}")
+    mirror = source.rstrip("/") if is_url(source) else repository_path(source)
     try:
-        photos = download_data(archive, PHOTOS, PHOTO_CHECKSUMS)
-        photo = download_file(custom_photo, CUSTOM_PHOTO, CUSTOM_PHOTO_SHA256)
+        return get_photos(mirror, mirror)
     except OSError as error:
         raise DownloadError(
-            f"The images of this series could not be had. {error}\n"
-            "What to do: connect to the internet and run this cell again, or put "
-            f"{PHOTOS}.zip and {CUSTOM_PHOTO} into a folder and name that folder in "
-            "the environment variable FOODVISION_SOURCE."
+            f"The photos could not be had. {error}\n"
+            f"What to do: put {PHOTOS}.zip and {CUSTOM_PHOTO} into the folder, or at "
+            "the address, that FOODVISION_SOURCE names; or set that variable to "
+            '"synthetic", for drawn pictures.'
         ) from error
+
+
+def get_source() -> str:
+    """Where images and weights may come from: "auto", "synthetic", or a mirror."""
+    return os.environ.get("FOODVISION_SOURCE") or "auto"
+
+
+def get_photos(zip_folder: str | Path, photo_folder: str | Path) -> FoodImages:
+    """FoodVision Mini and the chapter's custom photo, fetched unless they are there.
+
+    Raises:
+        DownloadError: if they cannot be fetched or are not what they should be.
+    """
+    photos = download_data(f"{zip_folder}/{PHOTOS}.zip", PHOTOS, PHOTO_CHECKSUMS)
+    photo = download_file(
+        f"{photo_folder}/{CUSTOM_PHOTO}", CUSTOM_PHOTO, CUSTOM_PHOTO_SHA256
+    )
     return FoodImages(
         photos / "train", photos / "test", photo, "FoodVision Mini (300 photos)"
+    )
+
+
+def get_drawn_images() -> FoodImages:
+    """FoodVision Mini's drawn twin, under `data/` or, if that is closed, elsewhere."""
+    try:
+        folder = make_food_dataset(DATA_DIR / "synthetic_food")
+    except OSError:  # a read-only checkout
+        folder = make_food_dataset(Path(tempfile.gettempdir(), "foodvision/drawn"))
+    return FoodImages(
+        folder / "train", folder / "test", folder / CUSTOM, "drawn food (300 pictures)"
     )
 
 
@@ -174,11 +208,8 @@ def fetch(source: str | Path, path: Path) -> None:
             raise DownloadError(f"There is no file {source}.")
         shutil.copyfile(repository_path(source), path)
         return
-    plain = {"Accept-Encoding": "identity"}  # so that Content-Length counts the file
     try:
-        with requests.get(
-            source, stream=True, timeout=TIMEOUT, headers=plain
-        ) as answer:
+        with ask(source) as answer:
             answer.raise_for_status()
             size = int(answer.headers.get("Content-Length", 0))
             bar = tqdm(
@@ -203,6 +234,36 @@ def fetch(source: str | Path, path: Path) -> None:
         raise DownloadError(
             f"Only {path.stat().st_size} of {size} bytes arrived from {source}."
         )
+
+
+def ask(url: str) -> requests.Response:
+    """The beginning of a server's answer, within `PATIENCE` seconds.
+
+    Raises:
+        requests.RequestException: if there is none. A name server that does not answer
+            counts too; no timeout of requests covers it, hence the thread.
+    """
+    outcome: list[requests.Response | requests.RequestException] = []
+
+    def get() -> None:
+        plain = {
+            "Accept-Encoding": "identity"
+        }  # so that Content-Length counts the file
+        try:
+            outcome.append(
+                requests.get(url, stream=True, timeout=TIMEOUT, headers=plain)
+            )
+        except requests.RequestException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=get, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    if not outcome:
+        raise requests.Timeout
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
 
 
 def unpack(archive: Path, folder: Path, source: str | Path) -> None:

@@ -2,19 +2,27 @@
 
 import argparse
 import base64
+import hashlib
 import time
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
+from PIL import Image
 
+from going_modular.data_setup import get_source
 from going_modular.utils import describe_environment, get_size, repository_path
 
 NOTEBOOKS = sorted(repository_path("notebooks").glob("[0-9][0-9]_*.ipynb"))
 BUILD = repository_path("build")
-README_PICTURE = repository_path("notebooks/vit_map.png")
+# Outputs of the cells tagged "readme-picture", by the number of their notebook
+README_PICTURES = {
+    "00": repository_path("notebooks/drawn_food.jpg"),
+    "01": repository_path("notebooks/vit_map.png"),
+}
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
@@ -66,26 +74,58 @@ def run(paths: list[Path]) -> None:
     print("Executed notebooks: build/notebooks · pages to read: build/html")
 
 
-def store(paths: list[Path]) -> None:
-    """Execute notebooks and keep the outputs in them, except those of photos.
+def digest_of(notebook: nbformat.NotebookNode) -> str:
+    """The SHA-256 of all code cells: outputs belong to this code and no other."""
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256("\n%%\n".join(code).encode()).hexdigest()
 
-    Cells tagged "photo" show photos, which are not ours to publish. The picture of
-    the cell tagged "readme-picture" is the README's.
+
+def shrink(output: nbformat.NotebookNode) -> None:
+    """Turn a large PNG, as a photo-like picture gives, into a JPEG a fifth its size."""
+    data = output.get("data", {})
+    if len(data.get("image/png", "")) < 120_000:
+        return
+    png = BytesIO(base64.b64decode(data.pop("image/png")))
+    jpeg = BytesIO()
+    Image.open(png).convert("RGB").save(jpeg, "JPEG", quality=75)
+    data["image/jpeg"] = base64.b64encode(jpeg.getvalue()).decode()
+
+
+def picture_of(output: nbformat.NotebookNode) -> bytes:
+    """The file that an output shows, PNG or JPEG."""
+    data = output.data
+    return base64.b64decode(data.get("image/png") or data["image/jpeg"])
+
+
+def store(paths: list[Path]) -> None:
+    """Execute notebooks on the drawn images and keep the outputs in them.
+
+    The metadata says which images the outputs show (`food_source`), at which size they
+    were made (`food_size`), and from which code (`code_digest`). Pictures of the cells
+    tagged "readme-picture" go to the README.
 
     Raises:
-        RuntimeError: if a notebook writes to the error stream.
+        RuntimeError: if FOODVISION_SOURCE is not "synthetic", because photos are not
+            ours to publish; or if a notebook writes to the error stream.
     """
+    if get_source() != "synthetic":
+        raise RuntimeError(
+            f"FOODVISION_SOURCE is {get_source()!r}: only outputs made from the drawn "
+            'images are stored, set it to "synthetic" (`make notebooks` does)'
+        )
     for path in paths:
         print(path.stem, flush=True)
         notebook = execute(path)
         for cell in notebook.cells:
-            if "photo" in cell.metadata.get("tags", []):
-                cell.outputs = []
             for output in cell.get("outputs", []):
                 if output.get("name") == "stderr":
                     raise RuntimeError(f"{path.name} warns: {output.text}")
+                shrink(output)
+        notebook.metadata.food_source = get_source()
+        notebook.metadata.food_size = get_size()
+        notebook.metadata.code_digest = digest_of(notebook)
         for output in outputs_of(notebook, "readme-picture"):
-            README_PICTURE.write_bytes(base64.b64decode(output.data["image/png"]))
+            README_PICTURES[path.name[:2]].write_bytes(picture_of(output))
         nbformat.write(notebook, path)
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zipfile
@@ -14,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from going_modular import data_setup
+from going_modular import data_setup, synthetic_food
 from going_modular.data_setup import DownloadError, download_data, load_image
 
 FILES = {"train/pizza/1.txt": b"one", "test/pizza/2.txt": b"two"}
@@ -258,7 +259,67 @@ def test_images_that_cannot_be_had_say_what_to_do(data_dir, monkeypatch, source)
     assert "What to do" in str(error.value) and nothing_left(data_dir)
 
 
-def test_a_data_folder_that_cannot_be_written(mirror, tmp_path, monkeypatch):
+@pytest.fixture
+def few_drawings(monkeypatch):
+    """The drawn twin, small and quickly drawn."""
+    counts = {"train": {"steak": 1}, "test": {"steak": 1}}
+    monkeypatch.setattr(synthetic_food, "COUNTS", counts)
+    monkeypatch.setattr(synthetic_food, "LONGER_SIDE", 48)
+
+
+def test_synthetic_asks_nobody(server, data_dir, few_drawings, monkeypatch):
+    monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")
+    monkeypatch.setattr(data_setup, "COURSE", server.url)
+    food = data_setup.get_food_images()
+    assert food.source == "drawn food (300 pictures)" and not server.asked
+    assert food.train_dir == data_dir / "synthetic_food" / "train"
+    assert load_image(food.custom_photo).size == (768, 1024)
+    assert len(data_setup.PhotoFolder(food.test_dir)) == 1
+
+
+@pytest.mark.parametrize("there", ["nothing", "half of the photos"])
+def test_auto_draws_where_the_photos_cannot_be_had(
+    data_dir, few_drawings, monkeypatch, there
+):
+    monkeypatch.delenv("FOODVISION_SOURCE", raising=False)
+    monkeypatch.setattr(data_setup, "COURSE", "http://127.0.0.1:9")
+    half = data_dir / "pizza_steak_sushi" / "train" / "pizza" / "1.txt"
+    if there != "nothing":
+        half.parent.mkdir(parents=True)
+        half.write_bytes(b"one")
+    food = data_setup.get_food_images()
+    assert food.train_dir == data_dir / "synthetic_food" / "train"
+    assert "drawn food" in food.source and "connection failed" in food.source
+    assert half.is_file() == (there != "nothing")
+
+
+def test_a_network_that_swallows_everything_costs_seconds(data_dir, monkeypatch):
+    """As a name server does that never answers: no timeout of requests covers it."""
+    monkeypatch.setattr(data_setup, "PATIENCE", 0.2)
+    monkeypatch.setattr(data_setup.requests, "get", lambda *_, **__: time.sleep(30))
+    started = time.perf_counter()
+    with pytest.raises(DownloadError, match="No answer in time"):
+        download_data("http://127.0.0.1:9/food.zip", "food")
+    assert time.perf_counter() - started < 2 and nothing_left(data_dir)
+
+
+def test_a_closed_data_folder_leaves_the_drawings_elsewhere(
+    few_drawings, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(data_setup, "DATA_DIR", tmp_path / "file" / "data")
+    monkeypatch.setattr(data_setup, "COURSE", "http://127.0.0.1:9")
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
+    monkeypatch.delenv("FOODVISION_SOURCE", raising=False)
+    food = data_setup.get_food_images()
+    assert food.train_dir == tmp_path / "temporary/foodvision/drawn/train"
+    assert food.custom_photo.is_file()
+
+
+def test_a_mirror_and_a_data_folder_that_cannot_be_written(
+    mirror, tmp_path, monkeypatch
+):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setattr(data_setup, "DATA_DIR", tmp_path / "file" / "data")
     monkeypatch.setenv("FOODVISION_SOURCE", str(tmp_path))

@@ -3,9 +3,12 @@
 import ast
 import base64
 import re
+from io import BytesIO
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 from going_modular import notebooks
 from going_modular.utils import REPOSITORY
@@ -75,7 +78,6 @@ def test_its_outputs_come_from_one_clean_run(path):
     for cell in code:
         kinds = {output.output_type for output in cell.outputs}
         assert "error" not in kinds
-        assert not ("photo" in tags(cell) and cell.outputs), "photos are not stored"
         assert not any("\r" in output.get("text", "") for output in cell.outputs)
     assert any("nbval-check-output" in tags(cell) for cell in code)
     shown = "\n".join(str(output) for cell in code for output in cell.outputs)
@@ -83,20 +85,54 @@ def test_its_outputs_come_from_one_clean_run(path):
 
 
 @each_notebook
-def test_every_cell_that_draws_photos_is_tagged(path):
-    """Its output is not stored. Noise and stripes (notebook 10) may be."""
-    for cell in cells_of(path, "code"):
-        draws = re.search(
-            r"show_images\((?!strange)|pred_and_plot_image\(", cell.source
-        )
-        assert not draws or "photo" in tags(cell), cell.source
+def test_its_outputs_belong_to_its_code_and_to_the_drawn_images(path):
+    """Otherwise: `make notebooks`. Photos are not ours to publish."""
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.metadata.code_digest == notebooks.digest_of(notebook)
+    assert notebook.metadata.food_source == "synthetic"
+    assert notebook.metadata.food_size == "cpu"
+    first = cells_of(path, "code")[0]
+    assert "Images: drawn food" in "".join(output.text for output in first.outputs)
 
 
-def test_the_picture_of_the_readme_is_notebook_01s():
-    notebook = nbformat.read(PATHS[1], as_version=4)
-    (output,) = notebooks.outputs_of(notebook, "readme-picture")
-    stored = base64.b64decode(output.data["image/png"])
-    assert notebooks.README_PICTURE.read_bytes() == stored
+def test_the_digest_is_one_of_code_alone():
+    notebook = nbformat.read(PATHS[0], as_version=4)
+    digest = notebooks.digest_of(notebook)
+    code = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    text = next(cell for cell in notebook.cells if cell.cell_type == "markdown")
+    text.source += " Another word."
+    code.outputs = []
+    assert notebooks.digest_of(notebook) == digest
+    code.source += "\n# another line"
+    assert notebooks.digest_of(notebook) != digest
+
+
+def test_only_outputs_of_the_drawn_images_are_stored(monkeypatch):
+    monkeypatch.setenv("FOODVISION_SOURCE", "a/folder/of/photos")
+    with pytest.raises(RuntimeError, match="only outputs made from the drawn"):
+        notebooks.store([])
+
+
+def test_the_pictures_of_the_readme_are_the_notebooks_own():
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    for path in PATHS:
+        notebook = nbformat.read(path, as_version=4)
+        for output in notebooks.outputs_of(notebook, "readme-picture"):
+            picture = notebooks.README_PICTURES[path.name[:2]]
+            assert picture.read_bytes() == notebooks.picture_of(output)
+            assert f"](notebooks/{picture.name})" in readme
+
+
+def test_large_pictures_are_stored_as_jpeg():
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    for pixels, kind in ((noise, "jpeg"), (noise // 256, "png")):
+        png = BytesIO()
+        Image.fromarray(pixels).save(png, "PNG")
+        data = {"image/png": base64.b64encode(png.getvalue()).decode()}
+        output = nbformat.v4.new_output("display_data", data)
+        notebooks.shrink(output)
+        assert list(output.data) == [f"image/{kind}"]
+        assert Image.open(BytesIO(notebooks.picture_of(output))).size == (300, 300)
 
 
 def test_the_readme_links_to_files_that_exist():
@@ -110,6 +146,7 @@ def test_each_cell_run_twice_from_another_folder_shows_the_same(
     path, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("FOODVISION_SIZE", "smoke")
+    monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")
     notebook = nbformat.read(path, as_version=4)
     doubled = []
     for cell in notebook.cells:
