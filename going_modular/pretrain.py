@@ -138,10 +138,8 @@ def contents_of(labels: torch.Tensor) -> torch.Tensor:
     """
     P = CONFIG.patch_size
     patches = labels.long().unfold(1, P, P).unfold(2, P, P).flatten(3).flatten(1, 2)
-    share = torch.full(patches.shape, 1 / P**2)
-    contents = torch.zeros(*patches.shape[:2], NUM_LABELS).scatter_add(
-        2, patches, share
-    )
+    pixels = torch.zeros(*patches.shape[:2], NUM_LABELS)
+    contents = pixels.scatter_add(2, patches, torch.ones(patches.shape)) / P**2
     return torch.cat([contents.mean(dim=1, keepdim=True), contents], dim=1)
 
 
@@ -234,7 +232,7 @@ def pretrain(options: argparse.Namespace) -> Path:
         if (step + 1) % options.save_every and step + 1 < steps:
             continue
         seconds = time.monotonic() - begin
-        dish_loss, contents_loss = np.mean(losses, axis=0)
+        dish_loss, contents_loss = np.mean(losses, axis=0).tolist()
         entry = {
             "images": (step + 1) * options.batch_size,
             "minutes": round(seconds / 60, 1),

@@ -125,7 +125,7 @@ def test_the_pictures_of_the_readme_are_the_notebooks_own():
 
 def test_large_pictures_are_stored_as_jpeg():
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
-    for pixels, kind in ((noise, "jpeg"), (noise // 256, "png")):
+    for pixels, kind in ((noise, "jpeg"), (noise * 0, "png")):
         png = BytesIO()
         Image.fromarray(pixels).save(png, "PNG")
         data = {"image/png": base64.b64encode(png.getvalue()).decode()}
