@@ -246,9 +246,8 @@ def ask(url: str) -> requests.Response:
     outcome: list[requests.Response | requests.RequestException] = []
 
     def get() -> None:
-        plain = {
-            "Accept-Encoding": "identity"
-        }  # so that Content-Length counts the file
+        # Uncompressed, so that Content-Length counts the file
+        plain = {"Accept-Encoding": "identity"}
         try:
             outcome.append(
                 requests.get(url, stream=True, timeout=TIMEOUT, headers=plain)
