@@ -4,13 +4,20 @@ A `Piece` (a shape of some material) carries layers, a `Layer` says how many pie
 where on it, and each of those carries layers again: dough, sauce, cheese, basil.
 """
 
-import colorsys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from going_modular.painting import Color, Material, Scene, Shape, rgb
+from going_modular.painting import Material, Scene, Shape
+
+from going_modular.pantry import (  # isort: skip
+    ASPARAGUS, AVOCADO, BACON, BASIL, BEARNAISE, BONE, BREAM, BUTTER, CARROT, CUCUMBER,
+    EEL, FRIES, GINGER, HAM, LEMON, MASH, MOZZARELLA, MUSHROOM, NORI, OLIVE, OMELETTE,
+    ONION, PANTRY, PEAS, PEPPER, PEPPERCORN, PEPPERONI, RED_PEPPER, RICE, ROCKET, ROE,
+    SALAD, SALMON, SAUCE, SESAME, SHRIMP, TOMATO, TUNA, WASABI, pick, plain,
+    random_material, varied,
+)  # fmt: skip
 
 Layers = tuple["Layer", ...]
 
@@ -121,15 +128,19 @@ def apart(count: int, below: Shape, spread: float, rng) -> np.ndarray:
 # Small things that lie on many dishes
 
 
-def disc(size: float, material: Material, height=0.03, lump=0.0, **shape) -> Piece:
-    """A round piece."""
-    outline = Shape("disc", size, shape.pop("width", size), lump=lump, **shape)
+def disc(
+    size: float, material: Material, height=0.03, lump=0.0, width=None, **shape
+) -> Piece:
+    """A round piece, or an oval one of another width."""
+    outline = Shape("disc", size, width or size, lump=lump, **shape)
     return Piece(outline, material, height)
 
 
-def strip(length: float, width: float, material: Material, height=0.03, **shape):
-    """A long piece with round ends."""
-    corner = shape.pop("corner", width / 2)
+def strip(
+    length: float, width: float, material: Material, height=0.03, corner=None, **shape
+) -> Piece:
+    """A long piece, with round ends unless a corner's radius is given."""
+    corner = width / 2 if corner is None else corner  # 0 is a sharp corner
     return Piece(Shape("slab", length, width, corner, **shape), material, height)
 
 
@@ -143,36 +154,10 @@ def ring(size: float, thickness: float, material: Material, height=0.025) -> Pie
     return Piece(Shape("ring", size, size, thickness), material, height)
 
 
-def plain(color: str, second: str | None = None, **look) -> Material:
-    """A material from colours as hexadecimal digits."""
-    rim = look.pop("rim", None)
-    return Material(
-        rgb(color), rgb(second or color), rim=rgb(rim) if rim else None, **look
-    )
-
-
-BASIL = plain("3f7d2c", "6fae4a", cell=(0.05, 0.2), bevel=0.03, gloss=0.2)
-SALAD = plain("6aa03a", "a9cc62", cell=(0.06, 0.06), bevel=0.05, bump=1.2)
-ROCKET = plain("3c6e2a", "5d9440", cell=(0.05, 0.1), bevel=0.02)
-TOMATO = plain("c3301f", "e8694a", cell=(0.05, 0.05), rim="a51d14", gloss=0.3)
-OLIVE = plain("2c2530", "4a4250", gloss=0.35, bevel=0.02)
-ONION = plain("b58ab5", "ecd9ea", texture="rings", cell=(0.03, 0.03), bump=0.3)
-MUSHROOM = plain("d9c3a0", "b8966b", rim="7d5b3c", rim_width=0.015)
-LEMON = plain("f2d648", "f9efa8", texture="rings", cell=(0.07, 0.07), gloss=0.25)
-FRIES = plain("ebb84b", "c98a2b", cell=(0.2, 0.04), bevel=0.02, gloss=0.1)
-PEAS = plain("5d9a35", "86bd52", bevel=0.03, gloss=0.35)
-CARROT = plain("e07a28", "f0a050", bevel=0.03, gloss=0.2)
-MASH = plain("f0dfae", "dcc384", cell=(0.08, 0.08), bevel=0.12, bump=1.5)
-SAUCE = plain("3c1d10", "57301a", gloss=0.45, bevel=0.03, bump=0.1)
-RICE = plain(
-    "d8cdb4", "faf4e4", texture="grains", cell=(0.05, 0.018), bevel=0.06, bump=0.6
-)
-NORI = plain("16211c", "26352c", cell=(0.03, 0.03), bevel=0.01, gloss=0.12)
-
 FRY = strip(0.4, 0.05, FRIES, 0.05, corner=0.008)
 SPEAR = Piece(
     Shape("slab", 0.6, 0.05, 0.025, taper=0.35),
-    plain("5c8a36", "85ad55", cell=(0.12, 0.03), gloss=0.15),
+    ASPARAGUS,
     0.04,
     (Layer(leaf(0.12, 0.05, ROCKET), "row", (1, 1), at=(0.26, 0.0), turn=0.0),),
 )
@@ -186,12 +171,13 @@ ROSEMARY = Piece(
     ),
 )
 SALAD_LEAF = Piece(Shape("disc", 0.3, 0.2, lump=0.05, lump_size=0.07), SALAD, 0.02)
+PAT = strip(0.17, 0.15, BUTTER, 0.05, corner=0.03)
 ROCKET_LEAF = leaf(0.2, 0.06, ROCKET, lump=0.02, lump_size=0.04)
 
-# Beside a steak, or on a plate of no name
+# Beside a steak, or in a dish without a name; chosen by position, as from the PANTRY
 SIDES = {
     "fries": (FRY, "pile", (16, 26), 0.5),
-    "asparagus": (replace(SPEAR), "row", (4, 6), 0.5),
+    "asparagus": (SPEAR, "row", (4, 6), 0.5),
     "peas": (disc(0.055, PEAS, 0.045), "pile", (25, 45), 0.34),
     "mash": (disc(0.5, MASH, 0.1, 0.05, lump_size=0.15), "one", (1, 1), 0.3),
     "tomatoes": (disc(0.2, TOMATO, 0.07), "pile", (2, 4), 0.36),
@@ -219,19 +205,10 @@ def side(name: str, at: tuple[float, float]) -> Layer:
 
 def pizza(rng) -> Layers:
     """A whole pizza, one with a slice missing, a half, or slices."""
-    browned = pick(rng, ["9a5a24", "7d4319", "b0722f"])
-    crust = plain(
-        pick(rng, ["e3b878", "d9a55e", "ecc990"]), browned, texture="spots",
-        cell=(0.09, 0.09), bevel=0.1, bump=0.8, rim=browned, rim_width=0.02,
-    )  # fmt: skip
-    sauce = plain(pick(rng, ["b5301a", "c4411f", "9c2a18"]), "d86a3a", gloss=0.2)
-    cheese, spots = pick(
-        rng,
-        [("f3d37c", "e0963c"), ("f6e3b0", "d99a4a"), ("efc15a", "cf7a2c"),
-         ("f5e9cf", "c9a05a"), ("a9b858", "6f8a34"), ("cf9a5c", "8f5a2c"),
-         ("c44f30", "9a3420")],
-    )  # fmt: skip
-    melted = plain(cheese, spots, cell=(0.11, 0.11), bevel=0.03, bump=1.1, gloss=0.25)
+    crust, sauce, melted = (
+        varied(rng, pick(rng, PANTRY[name]))
+        for name in ("bread", "tomato sauce", "melted cheese")
+    )
     form = pick(rng, ["whole", "whole", "missing", "half", "slice", "slices"])
     opening = {"missing": rng.uniform(290, 325), "half": 180}.get(form, 50)
     radius = {"slice": 1.2, "slices": 0.9}.get(form, 0.75)
@@ -267,11 +244,6 @@ def pizza(rng) -> Layers:
 
 
 CUT = strip(0.72, 0.012, plain("8a4a20"), 0.0)
-PEPPERONI = plain("b5402a", "d8704a", cell=(0.04, 0.04), rim="8a2a1a", gloss=0.3)
-HAM = plain("e39a90", "f2c0b5", cell=(0.1, 0.05), rim="c9746a", bevel=0.02)
-MOZZARELLA = plain("fbf6e6", "ead9ae", cell=(0.08, 0.08), bevel=0.07, gloss=0.3)
-PEPPER = plain("4f8f35", "7db457", gloss=0.25, bevel=0.015)
-RED_PEPPER = plain("c8321e", "e2603a", gloss=0.25, bevel=0.015)
 PIZZA_TOPPINGS = [
     [(disc(0.2, PEPPERONI, 0.015, 0.01), 12, 22)],
     [(disc(0.26, MOZZARELLA, 0.025, 0.04), 5, 8), (leaf(0.2, 0.11, BASIL), 4, 8)],
@@ -284,30 +256,17 @@ PIZZA_TOPPINGS = [
     [(strip(0.3, 0.14, HAM, 0.02, lump=0.03, bend=0.3), 5, 8), (ROCKET_LEAF, 14, 24)],
     [(strip(0.2, 0.04, RED_PEPPER, 0.03, bend=0.4), 6, 10),
      (strip(0.2, 0.04, PEPPER, 0.03, bend=0.4), 6, 10),
-     (disc(0.12, plain("8a5a3a", "6a3f26"), 0.04, 0.02), 8, 12)],
+     (disc(0.12, BACON, 0.04, 0.02), 8, 12)],
     [(disc(0.3, MOZZARELLA, 0.02, 0.05), 6, 9)],
 ]  # fmt: skip
 
 
 def steak(rng) -> Layers:
     """A steak, whole or with its bone, or cut into slices; up to three side dishes."""
-    seared, charred = pick(
-        rng, [("7a4a2c", "4a2716"), ("8f5a38", "5a3220"), ("5f3520", "331a10"),
-              ("a06a48", "6e4028")],
-    )  # fmt: skip
-    surface, edge = pick(
-        rng, [("grilled", charred), ("grilled", "d9b58a"), ("fried", charred)]
-    )
-    look = {
-        "grilled": {"texture": "lines", "cell": (0.16, 0.5), "bump": -0.7},
-        "fried": {"texture": "blotch", "cell": (0.14, 0.09), "bump": 1.0},
-    }[surface]
-    meat = plain(
-        seared, charred, rim=edge, rim_width=0.035, bevel=0.07, gloss=0.28, **look
-    )
+    meat = varied(rng, pick(rng, PANTRY["seared meat"]))
     cut = pick(rng, ["whole", "whole", "T-bone", "rib", "slices", "slices"])
     if cut == "slices":
-        food, size = steak_in_slices(rng, meat, charred), 1.2
+        food, size = steak_in_slices(rng, meat), 1.2
     else:
         food, size = steak_in_one(rng, meat, bone=cut == "T-bone")
 
@@ -347,7 +306,7 @@ def steak_in_one(rng, meat: Material, bone: bool) -> tuple[Piece, float]:
         layers = (Layer(long, "one", turn=0.1), stem)
     layers += pick(
         rng,
-        [(), (Layer(ROSEMARY, "one"),), (Layer(BUTTER, "one", turn=0.3),),
+        [(), (Layer(ROSEMARY, "one"),), (Layer(PAT, "one", turn=0.3),),
          (Layer(disc(0.4, SAUCE, 0.008, 0.08), "one"),),
          (Layer(disc(0.5, BEARNAISE, 0.015, 0.1), "one"),),
          (Layer(disc(0.025, PEPPERCORN, 0.01), "scatter", (15, 30)),),
@@ -356,32 +315,16 @@ def steak_in_one(rng, meat: Material, bone: bool) -> tuple[Piece, float]:
     return Piece(outline, meat, 0.11, layers), size
 
 
-def steak_in_slices(rng, meat: Material, charred: str) -> Piece:
+def steak_in_slices(rng, meat: Material) -> Piece:
     """Slices in their juice, pink inside, perhaps with the end that is not yet cut."""
-    pink, red = pick(
-        rng, [("c8635a", "b23f3a"), ("b5483f", "8f2a28"), ("d18a78", "b8604f")]
-    )
-    inside = plain(
-        pink,
-        red,
-        cell=(0.05, 0.14),
-        rim=charred,
-        rim_width=0.045,
-        gloss=0.3,
-        bevel=0.03,
-    )
+    pink = varied(rng, pick(rng, PANTRY["pink meat"]))
+    inside = replace(pink, rim=meat.second, rim_width=0.045)
     one = Piece(Shape("slab", 0.17, 0.55, 0.07, lump=0.02), inside, 0.08)
     layers = (Layer(one, "row", (6, 9), 0.9, turn=0.12),)
     if rng.random() < 0.5:
         end = Piece(Shape("disc", 0.5, 0.56, lump=0.04), meat, 0.11)
         layers += (Layer(end, "one", at=(0.55, 0.0)),)
     return Piece(Shape("disc", 1.2, 0.62, lump=0.08), SAUCE, 0.0, layers)
-
-
-PEPPERCORN = plain("2a2018")
-BONE = plain("efe2c8", "d8c19a", cell=(0.2, 0.05), bevel=0.04)
-BEARNAISE = plain("efcf78", "f7e3a8", bevel=0.04, gloss=0.25, bump=0.3)
-BUTTER = strip(0.17, 0.15, plain("f7e08a", "fbeeb5", gloss=0.3), 0.05, corner=0.03)
 
 
 def sushi(rng) -> Layers:
@@ -406,25 +349,6 @@ def sushi(rng) -> Layers:
         layers.append(Layer(wasabi, "one", at=(x, y)))
         layers.append(Layer(ginger, "pile", (6, 9), 0.14, (x - 0.04, y + 0.26)))
     return tuple(layers)
-
-
-WASABI = plain("8fae4a", "a8c468", cell=(0.04, 0.04), bevel=0.06, bump=1.0)
-GINGER = plain("f3c9b5", "fae3d6", cell=(0.08, 0.02), bevel=0.03, gloss=0.2)
-SALMON = plain(
-    "ee7a40", "fbd0ac", texture="lines", cell=(0.075, 0.3), amount=0.8, gloss=0.35,
-    bevel=0.07, bump=0.15,
-)  # fmt: skip
-TUNA = plain("b8303a", "d4606a", cell=(0.07, 0.3), gloss=0.35, bevel=0.07)
-SHRIMP = plain(
-    "f6d9c8", "ee8a5a", texture="stripes", cell=(0.13, 0.4), gloss=0.3, bevel=0.07
-)
-OMELETTE = plain("f2c744", "f7dd80", cell=(0.2, 0.1), bevel=0.03, gloss=0.15)
-EEL = plain("5a2f18", "8a5228", cell=(0.05, 0.1), gloss=0.5, bevel=0.06)
-BREAM = plain("f4e6e0", "e6a8a0", cell=(0.1, 0.3), gloss=0.35, bevel=0.06)
-AVOCADO = plain("9ab84a", "d8dc8a", bevel=0.02)
-CUCUMBER = plain("b9d48a", "dcebb8", rim="4f7d35", rim_width=0.012, bevel=0.01)
-ROE = plain("c83a10", "f8903a", texture="beads", cell=(0.04, 0.04), gloss=0.5, bump=1.6)
-SESAME = plain("f2e6c4", "d9c49a", bevel=0.01)
 
 
 def nigiri(rng) -> Piece:
@@ -503,48 +427,7 @@ RECIPES: dict[str, Callable[..., Layers]] = {
 }
 
 
-def pick(rng, options):
-    """One of the options, as it is (NumPy's `choice` would make an array of it)."""
-    return options[int(rng.integers(len(options)))]
-
-
 # Any number of other dishes
-
-
-TEXTURES = ["blotch"] * 3 + ["spots", "marble"] * 2
-TEXTURES += ["stripes", "lines", "rings", "grains", "beads"]
-
-
-def random_color(rng) -> Color:
-    """A colour as food has it, mostly: warm, green, pale or dark; now and then any."""
-    hue, low, high, value = pick(
-        rng,
-        [(0.07, 0.3, 0.8, (0.3, 0.9)), (0.03, 0.4, 0.85, (0.35, 0.9)),
-         (0.12, 0.2, 0.7, (0.7, 1.0)), (0.27, 0.3, 0.75, (0.25, 0.8)),
-         (0.1, 0.0, 0.2, (0.75, 1.0)), (0.05, 0.1, 0.6, (0.08, 0.3)),
-         (rng.random(), 0.1, 0.9, (0.2, 1.0))],
-    )  # fmt: skip
-    hue = (hue + rng.normal(0, 0.025)) % 1
-    return colorsys.hsv_to_rgb(hue, rng.uniform(low, high), rng.uniform(*value))
-
-
-def random_material(rng) -> Material:
-    """Any material."""
-    cell = np.exp(rng.uniform(np.log(0.02), np.log(0.3), 2))
-    color = random_color(rng)
-    near = tuple(np.clip(np.array(color) + rng.normal(0, 0.15, 3), 0, 1))
-    return Material(
-        color,
-        near if rng.random() < 0.6 else random_color(rng),
-        pick(rng, TEXTURES),
-        (float(cell[0]), float(cell[0] if rng.random() < 0.5 else cell[1])),
-        amount=rng.uniform(0.2, 1),
-        rim=random_color(rng) if rng.random() < 0.4 else None,
-        rim_width=rng.uniform(0.01, 0.08),
-        bevel=rng.uniform(0.01, 0.15),
-        bump=rng.uniform(-0.5, 1.5),
-        gloss=rng.uniform(0, 0.5) * (rng.random() < 0.6),
-    )
 
 
 def random_shape(rng, size: float) -> Shape:
@@ -567,7 +450,7 @@ def random_shape(rng, size: float) -> Shape:
 
 
 def random_toppings(rng, size: float, room: int) -> Layers:
-    """Up to three layers of smaller pieces, at most about `room` of them."""
+    """Up to three layers of smaller pieces, at most `room` in each."""
     layers = []
     for _ in range(rng.integers(0, 4) if room > 1 else 0):
         if rng.random() < 0.25:  # a cover: sauce, cheese, icing
@@ -588,7 +471,7 @@ def random_toppings(rng, size: float, room: int) -> Layers:
 
 
 def random_piece(rng, size: float, room: int = 24) -> Piece:
-    """Any piece, about `size` long, with about `room` pieces on it at most."""
+    """Any piece, about `size` long; `room` limits the pieces in each layer on it."""
     shape = random_shape(rng, size)
     height = min(size * rng.uniform(0.02, 0.5), 0.3)
     layers = random_toppings(rng, size, room)
@@ -603,17 +486,17 @@ def random_dish(seed: int) -> Layers:
     """The dish that belongs to a seed: the same pieces and materials every time."""
     rng = np.random.default_rng(seed)
     layers = []
-    for _ in range(1 if rng.random() < 0.6 else 2):
-        count = pick(rng, [(1, 1), (1, 1), (2, 3), (3, 6), (5, 12)])
-        size = rng.uniform(0.8, 1.5) / np.sqrt(count[1]) ** 0.9
+    for _ in range(rng.integers(1, 4)):
+        count = pick(rng, [(1, 1), (2, 3), (3, 6), (5, 12), (10, 24)])
+        size = rng.uniform(1.0, 1.7) / np.sqrt(count[1]) ** 0.9
         layout = "one"
         if count[1] > 1:
             layout = pick(rng, ["scatter", "pile", "row", "grid", "ring"])
         turn = rng.uniform(0, np.pi) if rng.random() < 0.5 else None
-        at = tuple(rng.normal(0, 0.05 + 0.2 * len(layers), 2))
+        at = tuple(rng.normal(0, 0.05 + 0.25 * len(layers), 2))
         piece = random_piece(rng, size, 24 // count[1])
         layers.append(Layer(piece, layout, count, rng.uniform(0.5, 0.75), at, turn))
-    if rng.random() < 0.3:
+    if rng.random() < 0.4:
         around = rng.uniform(0, 2 * np.pi)
         name = pick(rng, list(SIDES))
         layers.append(side(name, (0.55 * np.cos(around), 0.55 * np.sin(around))))

@@ -11,11 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 Color = tuple[float, float, float]
-SHAPES = ("disc", "slab", "leaf", "ring", "slice")
 TEXTURES = (
     "blotch", "spots", "marble", "stripes", "lines", "check", "rings", "grains", "beads"
 )  # fmt: skip
-NUM_LABELS = 1 + len(SHAPES) * len(TEXTURES)
 CELLS, DOTS = 96, 8  # a sheet of texture has 96 x 96 cells of 8 x 8 dots
 
 
@@ -94,13 +92,15 @@ class Material:
         texture: "blotch", "spots", "marble" (veins), "stripes", "lines" (narrow
             stripes), "check", "rings" (along the outline), "grains" (short strokes)
             or "beads".
-        cell: size of the texture's parts along and across the shape.
+        cell: size of the texture's parts along and across the shape; the first number
+            alone is the distance between waves, and the size of grains and beads.
         amount: the largest part of `second` in the mixture.
         rim, rim_width: another colour along the edge.
         bevel: how far from the edge the surface curves down.
         bump: how much of the texture is relief.
         gloss: strength of the light's reflection.
         side: colour of the sides; a darker `rim` or `color` without it.
+        name: what it is; see `Scene.names`.
     """
 
     color: Color
@@ -114,13 +114,7 @@ class Material:
     bump: float = 0.5
     gloss: float = 0.15
     side: Color | None = None
-
-
-def label_of(shape: Shape, material: Material) -> int:
-    """A number from 1 for each pair of shape and texture, below NUM_LABELS."""
-    return (
-        1 + SHAPES.index(shape.kind) * len(TEXTURES) + TEXTURES.index(material.texture)
-    )
+    name: str = ""
 
 
 @cache
@@ -217,6 +211,11 @@ class Scene:
         size: (width, height) in pixels.
         zoom: how much of the picture the plate fills.
         tilt: of the camera, in degrees; 0 looks straight down.
+
+    Attributes:
+        canvas: the colours so far, (3, height, width).
+        labels: what each pixel shows, (height, width): its place in `names`.
+        names: of all materials painted so far, the table's first.
     """
 
     def __init__(self, rng, size, zoom=1.0, tilt=35.0):
@@ -229,7 +228,7 @@ class Scene:
         self.softness = rng.uniform(0.05, 0.2)  # of shadows
         self.contrast = np.float32(rng.uniform(0.6, 1.0))
         self.canvas = np.zeros((3, size[1], size[0]), np.float32)
-        # What each pixel shows: 0 is the table, the others as `label_of` says
+        self.names = ["table"]
         self.labels = np.zeros((size[1], size[0]), np.uint8)
 
     def cover(self, material: Material, angle: float) -> None:
@@ -281,7 +280,9 @@ class Scene:
 
         tone = self.texture(window, material, (u, v), inside)
         blend(area, self.surface(material, tone, inside), inside)
-        self.labels[window.area[1:]][body > 0] = label_of(shape, material)
+        if material.name not in self.names:
+            self.names.append(material.name)
+        self.labels[window.area[1:]][body > 0] = self.names.index(material.name)
 
     def texture(self, window, material, coordinates, inside) -> np.ndarray:
         """A material's texture on a window, between 0 and 1."""
@@ -295,7 +296,9 @@ class Scene:
             return steep(noise - 0.12, 6)
         if kind == "blotch":
             return steep(noise, 1.8)
-        length = inside / np.float32(self.unit) if kind == "rings" else coordinates[0]
+        length = coordinates[0]
+        if kind == "rings" and inside is not None:
+            length = inside / np.float32(self.unit)
         tone = wave(length, cell[0], noise)
         if kind == "lines":
             return steep(tone - 0.3, 4)
@@ -337,8 +340,8 @@ class Scene:
         x = np.linspace(-1, 1, width, dtype=np.float32)
         fall = 1 + np.float32(0.14) * (x * self.light[0] + y * self.light[1])
         fall *= 1 - np.float32(rng.uniform(0, 0.18)) * (x * x + y * y)
-        warmth, tint = rng.normal(0.06, 0.14), rng.normal(0, 0.035)
-        balance = np.array([1 + warmth, 1 + tint, 1 - warmth]) * rng.uniform(0.65, 1.2)
+        warmth, tint = rng.normal(0.06, 0.18), rng.normal(0, 0.05)
+        balance = np.array([1 + warmth, 1 + tint, 1 - warmth]) * rng.uniform(0.62, 1.3)
         picture = self.canvas * fall * channels(balance)
         gray = picture.mean(axis=0)
         picture = gray + np.float32(rng.uniform(0.65, 1.1)) * (picture - gray)

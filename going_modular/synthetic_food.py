@@ -18,27 +18,28 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from going_modular import dishes, painting
 from going_modular.dishes import (
-    MASH,
     RECIPES,
     ROCKET_LEAF,
-    SALAD,
-    SAUCE,
-    TOMATO,
     Layer,
     Piece,
     disc,
     lay,
-    pick,
     place,
-    plain,
     random_dish,
     ring,
     strip,
 )
-from going_modular.painting import Material, Scene, Shape
+from going_modular.painting import TEXTURES, Material, Scene, Shape
+from going_modular.pantry import MASH, PANTRY, SALAD, SAUCE, TOMATO, pick, plain
 from going_modular.utils import repository_path
+
+# What a dish without a recipe may show, see `Scene.names`. `pretrain` numbers it by
+# position.
+NAMES = (
+    "table", *TEXTURES, *PANTRY, "crockery", "board", "broth", "cloth", "glass",
+    "drink", "steel", "chopstick",
+)  # fmt: skip
 
 
 def random_table(rng) -> Material:
@@ -71,20 +72,26 @@ def random_plate(rng, dish: str | int) -> Piece | None:
     """What a dish is served on: plate, bowl, board, slate, tray, or the bare table."""
     white = pick(rng, ["f4f2ee", "f4f2ee", "e6e2da", "d8dde0", "f0e6d2"])
     color = pick(rng, [white, white, white, "3a3d42", "7f98a8", "a8674a", "5c6b52"])
-    glaze = plain(color, bevel=0.07, gloss=0.3, bump=0.05, cell=(0.5, 0.5))
+    glaze = plain(
+        color, bevel=0.07, gloss=0.3, bump=0.05, cell=(0.5, 0.5), name="crockery"
+    )
     line = tuple(0.8 * part for part in glaze.color)
     well = replace(glaze, bevel=0.02, gloss=0.1, rim=line, rim_width=0.012)
     board = plain(
         *pick(rng, [("a8743f", "7d5029"), ("c99c63", "a67840"), ("5d3d26", "412816")]),
-        texture="marble", cell=(0.9, 0.07), bevel=0.03, bump=0.3,
+        texture="marble", cell=(0.9, 0.07), bevel=0.03, bump=0.3, name="board",
     )  # fmt: skip
-    slate = plain("3b3e42", "2a2c30", cell=(0.3, 0.2), bevel=0.015, bump=0.6)
+    slate = plain(
+        "3b3e42", "2a2c30", cell=(0.3, 0.2), bevel=0.015, bump=0.6, name="board"
+    )
     size = rng.uniform(1.75, 2.0)
     deep = disc(size * 0.72, well, 0.0)
     plate = replace(disc(size, glaze, 0.05), layers=(Layer(deep, "one", turn=0.0),))
     long = Piece(Shape("slab", 2.0, 1.35, 0.1), pick(rng, [glaze, slate, board]), 0.06)
     flat = Piece(Shape("disc", size, size), board, 0.06)
-    broth = plain(pick(rng, ["a86a2c", "d9b46a", "8f3a22", "e8dfc8"]), gloss=0.4)
+    broth = plain(
+        pick(rng, ["a86a2c", "d9b46a", "8f3a22", "e8dfc8"]), gloss=0.4, name="broth"
+    )
     bowl = disc(size, glaze, 0.25)
     bowl = replace(bowl, layers=(Layer(disc(size * 0.88, broth, 0.0), "one"),))
     options = {
@@ -95,26 +102,28 @@ def random_plate(rng, dish: str | int) -> Piece | None:
     return pick(rng, options)
 
 
-STEEL = plain("c9ccd0", "8f949a", cell=(0.5, 0.02), bevel=0.03, gloss=0.5)
+STEEL = plain("c9ccd0", "8f949a", cell=(0.5, 0.02), bevel=0.03, gloss=0.5, name="steel")
 NAPKINS = ["e8e2d4", "a83a34", "3f5f7d", "d8b04a", "6a8560"]
 
 
 def clutter(scene: Scene, dish: str | int) -> None:
     """What else stands on the table, around the plate."""
     rng = scene.rng
-    cloth = plain(pick(rng, NAPKINS), texture="grains", cell=(0.06, 0.02), bevel=0.02)
+    color = pick(rng, NAPKINS)
+    cloth = plain(color, texture="grains", cell=(0.06, 0.02), bevel=0.02, name="cloth")
     napkin = Piece(Shape("slab", 0.75, 0.7, 0.03), cloth, 0.02)
-    rim = ring(0.46, 0.03, plain("dfe6ea", gloss=0.6), 0.0)
-    drink = disc(0.4, plain(pick(rng, ["7d2a2e", "d9a83a", "cfdfe4", "3a241a"])), 0.0)
-    glass = disc(0.46, plain("b8c4ca", gloss=0.5), 0.3)
+    rim = ring(0.46, 0.03, plain("dfe6ea", gloss=0.6, name="glass"), 0.0)
+    drink = pick(rng, ["7d2a2e", "d9a83a", "cfdfe4", "3a241a"])
+    drink = disc(0.4, plain(drink, name="drink"), 0.0)
+    glass = disc(0.46, plain("b8c4ca", gloss=0.5, name="glass"), 0.3)
     glass = replace(glass, layers=(Layer(drink, "one"), Layer(rim, "one")))
-    bowl = disc(0.44, plain("f0eee8", gloss=0.3), 0.12)
+    bowl = disc(0.44, plain("f0eee8", gloss=0.3, name="crockery"), 0.12)
     content = pick(rng, [SAUCE, TOMATO, MASH, SALAD, SAUCE])
     bowl = replace(bowl, layers=(Layer(disc(0.36, content, 0.0), "one"),))
     knife = strip(1.3, 0.08, STEEL, 0.02, taper=0.3)
-    stick = strip(1.7, 0.045, plain("a8703c", "7d4c24", cell=(0.5, 0.03)), 0.03)
-    herb = replace(ROCKET_LEAF)
-    options = [napkin, glass, bowl, knife, herb]
+    wood = plain("a8703c", "7d4c24", cell=(0.5, 0.03), name="chopstick")
+    stick = strip(1.7, 0.045, wood, 0.03)
+    options = [napkin, glass, bowl, knife, ROCKET_LEAF]
     if dish == "sushi" or (not isinstance(dish, str) and rng.random() < 0.2):
         options = [stick, stick, bowl, glass]
     for _ in range(rng.integers(0, 4)):
@@ -143,7 +152,7 @@ def draw_scene(dish: str | int, rng, size: int | tuple[int, int]) -> Scene:
         size: (width, height) in pixels, or the side of a square.
 
     Raises:
-        ValueError: if the dish is a name without a recipe.
+        ValueError: if the dish is a name without a recipe, or below 0.
     """
     if isinstance(dish, str) and dish not in RECIPES:
         raise ValueError(
@@ -152,7 +161,9 @@ def draw_scene(dish: str | int, rng, size: int | tuple[int, int]) -> Scene:
         )
     size = (size, size) if isinstance(size, int) else size
     layers = RECIPES[dish](rng) if isinstance(dish, str) else random_dish(dish)
-    zoom = np.exp(rng.uniform(-0.3, 0.4))
+    # As people photograph a dish; nearer where patches are to tell what they show
+    log_zoom = (-0.3, 0.4) if isinstance(dish, str) else (-0.1, 0.7)
+    zoom = np.exp(rng.uniform(*log_zoom))
     scene = Scene(rng, size, zoom, tilt=rng.uniform(0, 52))
     scene.cover(random_table(rng), rng.uniform(0, np.pi))
     clutter(scene, dish)
@@ -172,7 +183,7 @@ COUNTS = {
     "test": {"pizza": 25, "steak": 19, "sushi": 31},
 }
 LONGER_SIDE = 512  # pixels, as in Food-101
-CUSTOM = "custom.jpg"
+CUSTOM, CUSTOM_NUMBER = "custom.jpg", 1025  # with seed 42, a handsome pizza
 DRAWN_BY = "drawn_by.txt"
 
 
@@ -188,29 +199,28 @@ def make_food_dataset(root: str | Path, seed: int = 42) -> Path:
     if is_drawn(root, stamp):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
-    jobs = [
-        (dish, f"{part}/{dish}/{number:03}.jpg", None)
+    names = [
+        f"{part}/{dish}/{number:03}.jpg"
         for part, counts in COUNTS.items()
         for dish, count in counts.items()
         for number in range(count)
     ]
-    jobs.append(("pizza", CUSTOM, (768, 1024)))
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=root.parent) as temp:
         new = Path(temp, root.name)
-        for folder in {(new / name).parent for _, name, _ in jobs}:
+        for folder in {(new / name).parent for name in names}:
             folder.mkdir(parents=True, exist_ok=True)
 
-        def draw_file(numbered):
-            number, (dish, name, size) = numbered
+        def draw_file(number: int, name: str) -> None:
             rng = np.random.default_rng([seed, number])
-            size = size or photo_size(rng)
-            draw(dish, rng, size).save(new / name, quality=int(rng.integers(75, 96)))
+            picture = draw(Path(name).parent.name, rng, photo_size(rng))
+            picture.save(new / name, quality=int(rng.integers(75, 96)))
 
         # NumPy and Pillow release Python's lock: threads draw side by side.
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            drawn = pool.map(draw_file, enumerate(jobs))
-            bar = tqdm(drawn, "drawing food", len(jobs), leave=False, file=sys.stdout)
-            list(bar)
+            drawn = pool.map(draw_file, range(len(names)), names)
+            list(tqdm(drawn, "drawing", len(names), leave=False, file=sys.stdout))
+        rng = np.random.default_rng([seed, CUSTOM_NUMBER])
+        draw("pizza", rng, (768, 1024)).save(new / CUSTOM, quality=90)
         (new / DRAWN_BY).write_text(stamp)
         if is_drawn(root, stamp):  # another process was faster
             return root
@@ -235,8 +245,6 @@ def is_drawn(root: Path, stamp: str) -> bool:
 
 def signature(seed: int) -> str:
     """What the pictures depend on: the seed, and the code that draws them."""
-    code = b"".join(
-        Path(file).read_bytes()
-        for file in (painting.__file__, dishes.__file__, __file__)
-    )
+    modules = ("painting", "pantry", "dishes", "synthetic_food")
+    code = b"".join(Path(__file__).with_name(f"{m}.py").read_bytes() for m in modules)
     return f"seed {seed}, code {hashlib.sha256(code).hexdigest()}\n"

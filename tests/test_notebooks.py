@@ -5,12 +5,15 @@ import base64
 import re
 from io import BytesIO
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
+from torchvision.models import VisionTransformer
 
-from going_modular import notebooks
+from going_modular import notebooks, utils, weights
 from going_modular.utils import REPOSITORY
 
 PATHS = notebooks.NOTEBOOKS
@@ -80,7 +83,11 @@ def test_its_outputs_come_from_one_clean_run(path):
         assert "error" not in kinds
         assert not any("\r" in output.get("text", "") for output in cell.outputs)
     assert any("nbval-check-output" in tags(cell) for cell in code)
-    shown = "\n".join(str(output) for cell in code for output in cell.outputs)
+    outputs = [output for cell in code for output in cell.outputs]
+    shown = "\n".join(
+        output.get("text", "") + output.get("data", {}).get("text/plain", "")
+        for output in outputs
+    )
     assert not re.search(r"/(root|home|tmp|Users|work)/|0x[0-9a-f]{8}", shown)
 
 
@@ -163,3 +170,37 @@ def test_each_cell_run_twice_from_another_folder_shows_the_same(
             for cell in (first, again)
         ]
         assert shown[0] == shown[1], first.source
+
+
+def torchvisions_twin():
+    """Our pretrained ViT as torchvision writes one: a stand-in for its ViT-B/16."""
+    ours, transform, _ = weights.load_drawn_dishes()
+    c = ours.vit.config
+    twin = VisionTransformer(
+        c.image_size,
+        c.patch_size,
+        c.num_layers,
+        c.num_heads,
+        c.embedding_dim,
+        c.mlp_dim,
+    )
+    twin.heads = nn.Identity()
+    tensors = list(ours.vit.state_dict().values())
+    tensors.insert(3, tensors.pop(1))  # torchvision's positions come after its patches
+    twin.load_state_dict(dict(zip(twin.state_dict(), tensors, strict=True)))
+    twin.embedding_dim = c.embedding_dim
+    return twin.eval(), transform, "torchvision's twin of our ViT"
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
+def test_09_and_10_work_with_torchvisions_kind_of_backbone(tmp_path, monkeypatch):
+    monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")
+    monkeypatch.setattr(utils, "REPOSITORY", tmp_path)  # where models are saved
+    monkeypatch.setattr(weights, "load_pretrained_backbone", torchvisions_twin)
+    for path in PATHS[9:11]:
+        names = {}
+        for cell in cells_of(path, "code"):
+            exec(cell.source, names)
+        plt.close("all")
+        assert names["D"] == 192 and type(names["backbone"]) is VisionTransformer
+    assert (tmp_path / "build/models/09_synthetic_food_192.pth").is_file()

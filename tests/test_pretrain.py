@@ -3,11 +3,14 @@
 import argparse
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
-from going_modular import pretrain
+from going_modular import pretrain, weights
+from going_modular.synthetic_food import NAMES, draw_scene
+from going_modular.weights import statistics_of
 
 OPTIONS = {
     "dishes": 3,
@@ -17,6 +20,7 @@ OPTIONS = {
     "lr": 1e-3,
     "save_every": 2,
     "seed": 0,
+    "full_precision": False,
 }
 
 
@@ -51,25 +55,76 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     assert logs[0] == logs[1]
     assert [entry["images"] for entry in logs[0]] == [8, 16, 20]
 
+    monkeypatch.setattr(weights, "DRAWN_DISHES", whole)
+    backbone, _, _ = weights.load_pretrained_backbone("drawn_dishes")
+    assert backbone(torch.zeros(1, 3, 112, 112)).shape == (1, backbone.embedding_dim)
+
+
+class ByBrightness(torch.nn.Module):
+    """Names dish 0, 1 or 2 for a dark, a grey and a light picture."""
+
+    def forward(self, images):
+        light = images.mean(dim=(1, 2, 3)).unsqueeze(1)
+        return -(light - torch.tensor([-2.0, 0.0, 2.0])).abs(), None
+
+
+def test_the_accuracy_is_that_on_the_held_out_pictures():
+    drawn = torch.zeros(3, 4, 128, 128, 4, dtype=torch.uint8)
+    shades = torch.tensor([0, 115, 255]).view(3, 1, 1, 1, 1)
+    drawn[:, -pretrain.HELD_OUT :, ..., :3] = shades
+    assert pretrain.held_out_accuracy(ByBrightness(), drawn, "cpu") == 1
+    drawn[2, -1] = 0
+    accuracy = pretrain.held_out_accuracy(ByBrightness(), drawn, "cpu")
+    assert accuracy == pytest.approx(2 / 3)
+
+
+def test_only_matrices_are_decayed_and_the_rate_rises_then_falls():
+    network = pretrain.Pretrainer(dishes=3)
+    optimizer, scheduler = pretrain.optimizer_for(network, lr=1.0, steps=100)
+    decayed, free = optimizer.param_groups
+    assert decayed["weight_decay"] > free["weight_decay"] == 0
+    assert {p.ndim for p in decayed["params"]} == {2, 4}
+    names = {id(p): name for name, p in network.named_parameters()}
+    spared = {names[id(p)] for p in free["params"]}
+    assert {"backbone.class_token", "backbone.pos_embedding"} <= spared
+    assert len(decayed["params"]) + len(spared) == len(names)
+    rates = []
+    for _ in range(100):
+        rates.append(decayed["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[4] == max(rates) == pytest.approx(1.0)
+    assert rates[0] < 0.1 and rates[-1] < 1e-3
+
+
+def test_options_and_files_that_do_not_fit_are_named(tmp_path, monkeypatch):
+    for wrong in ({"pictures": 1}, {"images": 3}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match="expected more than 1 pictures"):
+            run(tmp_path, monkeypatch, **wrong)
+    np.save(tmp_path / "3x4.npy", np.zeros((12, 128, 128, 4), np.uint8))
+    with pytest.raises(ValueError, match="3x4.npy is not what this code draws"):
+        run(tmp_path, monkeypatch)
+
 
 def test_held_out_pictures_are_not_trained_on():
     drawn = torch.zeros(3, 5, 128, 128, 4, dtype=torch.uint8)
     drawn[:, -pretrain.HELD_OUT :] = 1
-    images, dishes, contents = pretrain.batch_of(drawn, step=0, size=64)
+    images, dishes, contents, kept = pretrain.batch_of(drawn, step=0, size=64)
     assert images.shape == (64, 3, 112, 112) and set(dishes.tolist()) == {0, 1, 2}
     black = -torch.tensor(pretrain.MEAN) / torch.tensor(pretrain.STD)
     torch.testing.assert_close(images.mean(dim=(0, 2, 3)), black)
     assert (contents[..., 0] == 1).all() and contents.shape[:2] == (64, 65)
-    again, _, _ = pretrain.batch_of(drawn, step=0, size=64)
-    assert torch.equal(images, again)
+    assert kept.shape == (64, 16) and all(len(set(row)) == 16 for row in kept.tolist())
+    again = pretrain.batch_of(drawn, step=0, size=64)
+    assert torch.equal(images, again[0]) and torch.equal(kept, again[3])
 
 
-def test_half_of_the_patches_go_through_the_encoder():
+def test_only_the_patches_that_are_kept_go_through_the_encoder():
     network = pretrain.Pretrainer(dishes=3).eval()
     images = torch.randn(2, 3, 112, 112)
     tokens = network.backbone.forward_features(images)
     dish, contents = network(images)
-    torch.testing.assert_close(dish, network.dish(tokens[:, 0]))
+    torch.testing.assert_close(dish, network.dish(statistics_of(tokens[:, 1:])))
     torch.testing.assert_close(contents, network.contents(tokens))
     every = torch.arange(64).expand(2, -1)
     torch.testing.assert_close(network(images, every)[1], contents)
@@ -89,3 +144,47 @@ def test_contents_are_what_each_patch_and_the_whole_show():
     assert contents[0, 2, 5] == pytest.approx(1) and contents[0, 64, 9] == 0.5
     assert contents[0, 0, 5] == pytest.approx(1 / 64)
     assert contents[0, 0, 9] == pytest.approx(1 / 128)
+
+
+class Omniscient(torch.nn.Module):
+    """Answers with the contents that it was made with, for the patches it is asked."""
+
+    def __init__(self, contents):
+        super().__init__()
+        self.scores = contents.clamp_min(1e-9).log()
+
+    def forward(self, images, kept):
+        patches = torch.take_along_dim(self.scores[:, 1:], kept.unsqueeze(2), dim=1)
+        return torch.zeros(len(images), 3), torch.cat([self.scores[:, :1], patches], 1)
+
+
+def test_the_right_contents_of_the_patches_that_are_kept_cost_nothing():
+    torch.manual_seed(0)
+    contents = pretrain.contents_of(torch.randint(0, 5, (2, 112, 112)))
+    kept = torch.tensor([[0, 5, 7], [63, 1, 2]])
+    images, dishes = torch.zeros(2, 3, 112, 112), torch.tensor([0, 2])
+    known = Omniscient(contents)
+    dish_loss, loss = pretrain.losses_of(known, images, dishes, contents, kept)
+    assert loss == pytest.approx(0, abs=1e-5)
+    assert dish_loss == pytest.approx(np.log(3))  # of three dishes, none preferred
+    other = Omniscient(contents.roll(1, dims=1))
+    assert pretrain.losses_of(other, images, dishes, contents, kept)[1] > 0.01
+
+
+def test_the_labels_of_a_drawn_picture_are_what_the_painter_painted():
+    key = (1, 2)
+    drawn = pretrain.draw_numbered(key)
+    scene = draw_scene(key[0], np.random.default_rng(key), (128, 128))
+    assert len(scene.names) > 2 and drawn.shape == (128, 128, 4)
+    for number, name in enumerate(scene.names):
+        assert set(drawn[scene.labels == number, 3]) <= {NAMES.index(name)}
+
+
+def test_full_precision_is_another_run(tmp_path, monkeypatch):
+    half = run(tmp_path / "half", monkeypatch, images=8)
+    full = run(tmp_path / "full", monkeypatch, images=8, full_precision=True)
+    with safe_open(half, "pt") as one, safe_open(full, "pt") as other:
+        pairs = [(one.get_tensor(key), other.get_tensor(key)) for key in one.keys()]
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    for a, b in pairs:  # after two steps of at most 0.001 each
+        assert (a - b).abs().max() < 0.01

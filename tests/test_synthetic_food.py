@@ -13,13 +13,18 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from going_modular import data_setup, synthetic_food
+from going_modular import data_setup, pantry, synthetic_food
 from going_modular.dishes import RECIPES, random_dish
-from going_modular.painting import NUM_LABELS, Material, Scene, Shape, label_of
-from going_modular.synthetic_food import draw, make_food_dataset
+from going_modular.painting import Material, Scene, Shape
+from going_modular.pantry import PANTRY
+from going_modular.synthetic_food import NAMES, draw, draw_scene, make_food_dataset
 
 DISHES = [*RECIPES, 0, 1, 2, 3]
 REFERENCE = Path(__file__).with_name("drawn_reference.npz")
+# Made anew where the painter is meant to change, by
+#   pictures = {str(dish): np.asarray(draw(dish, np.random.default_rng([8, i]),
+#       (96, 64))) for i, dish in enumerate(DISHES)}
+#   np.savez_compressed(REFERENCE, **pictures)
 HASH = """
 import hashlib, numpy as np
 from going_modular.synthetic_food import draw
@@ -154,7 +159,6 @@ def test_distances_are_positive_inside_and_negative_beyond_the_extent(kind):
 
 def test_a_round_piece_seen_from_above_covers_its_area():
     scene = Scene(np.random.default_rng(0), (200, 200), tilt=0)
-    scene.canvas[:] = 0
     red = Material((1.0, 0.0, 0.0), bump=0, gloss=0)
     scene.paint(Shape("disc", 1.0, 1.0), red, height=0.0)
     area = (scene.canvas[0] > 0.2).sum() / scene.unit**2
@@ -163,17 +167,33 @@ def test_a_round_piece_seen_from_above_covers_its_area():
 
 def test_each_pixel_is_labelled_with_what_lies_on_top():
     scene = Scene(np.random.default_rng(0), (80, 80), tilt=0)
-    table = scene.labels.copy()
-    plate = Shape("disc", 1.5, 1.5), Material((1.0, 1.0, 1.0), texture="spots")
-    ring = Shape("ring", 0.8, 0.8, corner=0.2), Material((1.0, 0.0, 0.0))
-    scene.paint(*plate)
-    scene.paint(*ring)
-    assert (table == 0).all()
-    labels, counts = np.unique(scene.labels, return_counts=True)
-    expected = [0, label_of(*plate), label_of(*ring)]
-    assert labels.tolist() == sorted(expected) and max(labels) < NUM_LABELS
-    area = counts[labels == label_of(*ring)] / scene.unit**2
-    assert abs(area - np.pi * (0.4**2 - 0.2**2)) < 0.03
+    scene.paint(Shape("disc", 1.5, 1.5), Material((1.0, 1.0, 1.0), name="plate"))
+    onion = Material((1.0, 0.0, 0.0), name="onion")
+    scene.paint(Shape("ring", 0.8, 0.8, corner=0.2), onion)
+    assert scene.names == ["table", "plate", "onion"]
+    area = np.bincount(scene.labels.ravel()) / scene.unit**2
+    assert area[0] > 0 and len(area) == 3
+    assert abs(area[2] - np.pi * (0.4**2 - 0.2**2)) < 0.03
+    assert abs(area[1:].sum() - np.pi * 0.75**2) < 0.05
+
+
+def test_a_dish_without_a_recipe_is_made_of_things_with_names():
+    """Many of them show all that there is, and nothing else."""
+    shown = set()
+    for seed in range(150):
+        scene = draw_scene(seed, np.random.default_rng(seed), (32, 32))
+        shown.update(scene.names)
+    assert shown == set(NAMES) and len(set(NAMES)) == len(NAMES)
+
+
+def test_an_ingredient_keeps_its_name_in_all_its_looks():
+    rng = np.random.default_rng(0)
+    for name, looks in PANTRY.items():
+        for look in looks:
+            other = pantry.varied(rng, look)
+            assert other.name == name and other != look
+            assert other.texture == look.texture
+            assert np.abs(np.array(other.color) - look.color).max() < 0.3
 
 
 def test_painting_beside_the_canvas_changes_nothing():

@@ -1,39 +1,83 @@
 import hashlib
+import re
 
 import pytest
 import torch
+from measure_transfer import folds, images_of, probe
 from PIL import Image
+from safetensors import safe_open
+from torch.utils.data import DataLoader, TensorDataset
 
-from going_modular import weights
+from going_modular import data_setup, engine, weights
 from going_modular.data_setup import DownloadError
+from going_modular.pantry import PANTRY
+from going_modular.weights import DRAWN_DISHES, load_pretrained_backbone
+
+CARD = (DRAWN_DISHES.parent / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache, and no way to fill it."""
+    monkeypatch.delenv("FOODVISION_SOURCE", raising=False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     url = "http://127.0.0.1:9/vit_b_16-c867db91.pth"
     monkeypatch.setattr(type(weights.ViT_B_16_Weights.DEFAULT), "url", url)
     return tmp_path / "checkpoints"
 
 
-def test_without_a_network_the_backbone_says_that_it_is_untrained(cache):
-    state = torch.get_rng_state()
-    backbone, transform, description = weights.load_pretrained_backbone()
-    assert torch.equal(torch.get_rng_state(), state)
-    assert "UNTRAINED" in description and "vit_b_16-c867db91.pth" in description
-    assert str(cache) not in description
-    assert sum(p.numel() for p in backbone.parameters()) == 85_798_656
-    again, _, _ = weights.load_pretrained_backbone()
-    assert torch.equal(backbone.conv_proj.weight, again.conv_proj.weight)
-    assert transform.crop_size == [224]
+@pytest.fixture
+def planted(monkeypatch):
+    """Random weights stand in for the download; the real loading code runs."""
+    planted = weights.vit_b_16().state_dict()
+    source = weights.ViT_B_16_Weights.DEFAULT
+    monkeypatch.setattr(weights, "cache_weights", lambda url: None)
+    monkeypatch.setattr(type(source), "get_state_dict", lambda *_, **__: planted)
+    return planted
 
 
-def test_a_broken_file_in_the_cache_is_named_and_not_loaded(cache):
+# Which backbone
+
+
+def test_without_a_network_the_small_backbone_is_taken_and_says_why(cache):
+    backbone, transform, description = load_pretrained_backbone()
+    assert "drawn dishes" in description and "vit_b_16-c867db91.pth" in description
+    assert "is not there" in description and str(cache) not in description
+    assert backbone.embedding_dim == 2 * backbone.vit.config.embedding_dim
+    images = transform(Image.new("RGB", (300, 200))).unsqueeze(0)
+    assert backbone(images).shape == (1, backbone.embedding_dim)
+    assert not backbone.training
+
+
+def test_asked_for_by_name_it_is_an_error_that_says_what_to_do(cache):
+    with pytest.raises(DownloadError, match=r"vit_b_16-c867db91\.pth is not there"):
+        load_pretrained_backbone("vit_b_16")
+    with pytest.raises(ValueError, match="'vit_b_99'.*auto, vit_b_16, drawn_dishes"):
+        load_pretrained_backbone("vit_b_99")
+
+
+def test_a_half_downloaded_file_in_the_cache_is_named_and_not_loaded(cache):
     cache.mkdir()
     (cache / "vit_b_16-c867db91.pth").write_bytes(b"half a download")
-    _, _, description = weights.load_pretrained_backbone()
-    assert "UNTRAINED" in description and "is there but not whole" in description
+    _, _, description = load_pretrained_backbone()
+    assert "drawn dishes" in description and "is there but not whole" in description
+
+
+def test_with_drawn_images_nothing_is_downloaded(planted, monkeypatch):
+    monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")
+    assert load_pretrained_backbone()[0].embedding_dim == 384
+    assert load_pretrained_backbone("vit_b_16")[0].embedding_dim == 768
+
+
+def test_torchvisions_weights_are_loaded_and_the_head_is_left_out(planted, monkeypatch):
+    monkeypatch.delenv("FOODVISION_SOURCE", raising=False)
+    backbone, transform, description = load_pretrained_backbone()
+    assert "pretrained on ImageNet-1k" in description
+    assert torch.equal(backbone.conv_proj.weight, planted["conv_proj.weight"])
+    assert not any(name.startswith("heads") for name in backbone.state_dict())
+    assert backbone.embedding_dim == 768 and transform.crop_size == [224]
+    with torch.inference_mode():
+        assert backbone(torch.zeros(1, 3, 224, 224)).shape == (1, 768)
 
 
 def test_a_whole_file_in_the_cache_is_taken(cache):
@@ -46,21 +90,53 @@ def test_a_whole_file_in_the_cache_is_taken(cache):
         weights.cache_weights(f"http://127.0.0.1:9/{name}")
 
 
-def test_published_weights_are_loaded_and_the_head_is_left_out(monkeypatch):
-    """Planted weights stand in for the download; the real loading code runs."""
-    planted = weights.vit_b_16().state_dict()
-    source = weights.ViT_B_16_Weights.DEFAULT
-    monkeypatch.setattr(weights, "cache_weights", lambda url: None)
-    monkeypatch.setattr(type(source), "get_state_dict", lambda *_, **__: planted)
-    backbone, _, description = weights.load_pretrained_backbone()
-    assert "pretrained on ImageNet-1k" in description
-    assert torch.equal(backbone.conv_proj.weight, planted["conv_proj.weight"])
-    assert not any(name.startswith("heads") for name in backbone.state_dict())
+# The file in models/, and what its card says of it
 
 
-def test_small_images_for_tests():
-    backbone, transform, description = weights.load_pretrained_backbone(image_size=32)
-    images = transform(Image.new("RGB", (50, 40))).unsqueeze(0)
-    assert images.shape == (1, 3, 32, 32)
-    assert backbone.eval()(images).shape == (1, 768)
-    assert "UNTRAINED" in description
+def test_a_missing_and_a_damaged_file_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "DRAWN_DISHES", tmp_path / "vit.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"vit\.safetensors.*git checkout"):
+        load_pretrained_backbone("drawn_dishes")
+    half = DRAWN_DISHES.read_bytes()[: DRAWN_DISHES.stat().st_size // 2]
+    (tmp_path / "vit.safetensors").write_bytes(half)
+    with pytest.raises(ValueError, match=rf"{len(half)} bytes\) is damaged"):
+        load_pretrained_backbone("drawn_dishes")
+
+
+def test_the_features_are_mean_and_standard_deviation_of_the_patches():
+    backbone, _, _ = load_pretrained_backbone("drawn_dishes")
+    images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    patches = backbone.vit.forward_features(images)[:, 1:]  # without the class token
+    expected = torch.cat([patches.mean(1), patches.std(1, correction=0)], dim=1)
+    torch.testing.assert_close(backbone(images), expected, rtol=1e-4, atol=1e-4)
+    equal = torch.ones(1, 64, 192, requires_grad=True)
+    weights.statistics_of(equal).sum().backward()
+    assert equal.grad.isfinite().all()
+
+
+def test_the_file_is_small_numbers_only_and_the_one_of_the_card():
+    assert DRAWN_DISHES.stat().st_size <= 12e6
+    assert hashlib.sha256(DRAWN_DISHES.read_bytes()).hexdigest() in CARD
+    with safe_open(DRAWN_DISHES, "pt") as file:
+        tensors = [file.get_tensor(key) for key in file.keys()]
+    assert {tensor.dtype for tensor in tensors} == {torch.float16}
+    assert all(tensor.isfinite().all() for tensor in tensors)
+    assert f"{sum(tensor.numel() for tensor in tensors):,} parameters" in CARD
+    assert f"one of {len(PANTRY)} ingredients" in CARD
+
+
+def test_nothing_but_the_weights_and_their_card_lies_in_models():
+    names = {path.name for path in DRAWN_DISHES.parent.iterdir()}
+    shown = {name for name in names if not name.startswith(".")}
+    assert shown == {DRAWN_DISHES.name, "README.md"}
+
+
+def test_a_linear_probe_on_its_features_reaches_what_the_card_says():
+    """On the drawn images: 5 folds over all 300, for the shuffle with seed 0."""
+    backbone, transform, _ = load_pretrained_backbone("drawn_dishes")
+    images, labels, _ = images_of(data_setup.get_drawn_images(), transform)
+    batches = DataLoader(TensorDataset(images, labels), 50)
+    features = engine.extract_features(backbone, batches, "cpu").tensors[0].numpy()
+    score = probe(features, labels, folds(labels, 0))
+    documented = re.search(r"linear probe on the drawings, seed 0: (0\.\d+)", CARD)
+    assert abs(score - float(documented[1])) < 0.015
