@@ -83,11 +83,11 @@ def test_its_outputs_come_from_one_clean_run(path):
         assert "error" not in kinds
         assert not any("\r" in output.get("text", "") for output in cell.outputs)
     assert any("nbval-check-output" in tags(cell) for cell in code)
-    outputs = [output for cell in code for output in cell.outputs]
-    shown = "\n".join(
-        output.get("text", "") + output.get("data", {}).get("text/plain", "")
-        for output in outputs
-    )
+    for cell in code:
+        for output in cell.outputs:
+            for kind in ("image/png", "image/jpeg"):  # letters that say nothing
+                output.get("data", {}).pop(kind, None)
+    shown = "\n".join(str(output) for cell in code for output in cell.outputs)
     assert not re.search(r"/(root|home|tmp|Users|work)/|0x[0-9a-f]{8}", shown)
 
 

@@ -3,7 +3,7 @@ import re
 
 import pytest
 import torch
-from measure_transfer import folds, images_of, probe
+from measure_transfer import fit_probe, folds, images_of, linear_layer, probe
 from PIL import Image
 from safetensors import safe_open
 from torch.utils.data import DataLoader, TensorDataset
@@ -129,6 +129,16 @@ def test_nothing_but_the_weights_and_their_card_lies_in_models():
     names = {path.name for path in DRAWN_DISHES.parent.iterdir()}
     shown = {name for name in names if not name.startswith(".")}
     assert shown == {DRAWN_DISHES.name, "README.md"}
+
+
+def test_a_probe_is_one_linear_layer():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(60, 5, generator=generator) * torch.arange(1, 6) + 3
+    fitted = fit_probe(features.numpy(), torch.arange(60) % 3)
+    scores = torch.from_numpy(fitted.decision_function(features.numpy()))
+    torch.testing.assert_close(
+        linear_layer(fitted)(features), scores.float(), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_linear_probe_on_its_features_reaches_what_the_card_says():
