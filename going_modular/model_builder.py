@@ -10,89 +10,33 @@ N patches into a sequence of N+1 tokens.
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-
-@dataclass(frozen=True)
-class ViTConfig:
-    """Every size of a Vision Transformer; the defaults are ViT-B/16 (Table 1).
-
-    `num_classes=0` builds a model without a head. `gelu="tanh"` is the approximation
-    that the paper's own code uses. `dropout` follows every dense layer except the qkv
-    projection, and the addition of positions (Appendix B.1); `attention_dropout` is
-    that of the attention weights, which the paper does not use.
-
-    Raises:
-        ValueError: if the sizes cannot make a model; the message says which
-            numbers clash and what would fit.
-    """
-
-    image_size: int = 224  # H = W, pixels
-    patch_size: int = 16  # P, pixels
-    in_channels: int = 3  # C
-    embedding_dim: int = 768  # D
-    num_layers: int = 12  # L
-    num_heads: int = 12  # h
-    mlp_dim: int = 3072
-    num_classes: int = 1000  # K
-    dropout: float = 0.1
-    attention_dropout: float = 0.0
-    layer_norm_eps: float = 1e-6
-    gelu: str = "exact"
-
-    def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is int:
-                check_size(field.name, value, least=int(field.name != "num_classes"))
-            if field.name.endswith("dropout") and not 0 <= value < 1:
-                raise ValueError(
-                    f"{field.name} must be from 0 to below 1, got {value!r}"
-                )
-        check_divisible("image_size", self.image_size, "patch_size", self.patch_size)
-        check_divisible(
-            "embedding_dim", self.embedding_dim, "num_heads", self.num_heads
-        )
-        if not self.layer_norm_eps > 0:
-            raise ValueError(f"layer_norm_eps must be > 0, got {self.layer_norm_eps}")
-        gelu_layer(self.gelu)
-
-    @property
-    def num_patches(self) -> int:
-        """N = HW / P² (Section 3.1)."""
-        return (self.image_size // self.patch_size) ** 2
+from going_modular.position_embedding import (
+    interpolate_pos_embedding,
+    join_axes,
+    start_pos_embedding,
+)
+from going_modular.vit_config import (
+    VIT_CONFIGS,
+    ViTConfig,
+    check_choice,
+    check_divisible,
+    check_size,
+)
 
 
-def check_size(name: str, value: int, least: int = 1) -> None:
-    """Raise `ValueError` unless a size is a whole number, large enough."""
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
-
-
-def check_divisible(name: str, value: int, part_name: str, part: int) -> None:
-    """Raise `ValueError`, naming the nearest numbers that fit, if part ∤ value."""
-    check_size(part_name, part)
-    if value % part:
-        multiples = {max(value // part, 1) * part, (value // part + 1) * part}
-        divisors = [d for d in range(1, value + 1) if value % d == 0]
-        below = max(d for d in divisors if d < part)
-        divisors = [below, *(d for d in divisors if d > part)][:2]
-        fits = [" or ".join(map(str, sorted(x))) for x in (multiples, divisors)]
-        raise ValueError(
-            f"{name}={value} is not divisible by {part_name}={part}: "
-            f"use {name}={fits[0]}, or {part_name}={fits[1]}"
-        )
-
-
-def gelu_layer(gelu: str) -> nn.GELU:
-    """GELU, "exact" or as its "tanh" approximation; `ValueError` for anything else."""
-    if gelu not in ("exact", "tanh"):
-        raise ValueError(f'gelu must be "exact" or "tanh", got {gelu!r}')
-    return nn.GELU(approximate="none" if gelu == "exact" else "tanh")
+def init_lecun_normal_(layer: nn.Linear | nn.Conv2d) -> None:
+    """Start a layer as JAX does: variance 1 / fan-in, truncated; bias 0."""
+    # 0.8796 is the standard deviation that is left of a normal distribution cut off
+    # at two standard deviations.
+    std = math.sqrt(1 / layer.weight[0].numel()) / 0.87962566103423978
+    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+    nn.init.zeros_(layer.bias)
 
 
 class PatchEmbedding(nn.Module):
@@ -118,11 +62,7 @@ class PatchEmbedding(nn.Module):
         self.projection = nn.Conv2d(
             in_channels, embedding_dim, kernel_size=patch_size, stride=patch_size
         )
-        # Truncated LeCun normal as in JAX; 0.8796 is the standard deviation that
-        # is left of a normal distribution cut off at two standard deviations.
-        std = math.sqrt(1 / (in_channels * patch_size**2)) / 0.87962566103423978
-        nn.init.trunc_normal_(self.projection.weight, std=std, a=-2 * std, b=2 * std)
-        nn.init.zeros_(self.projection.bias)
+        init_lecun_normal_(self.projection)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         P = self.patch_size
@@ -192,7 +132,8 @@ class MLPBlock(nn.Module):
     ):
         super().__init__()
         self.expand = nn.Linear(embedding_dim, mlp_dim)
-        self.gelu = gelu_layer(gelu)
+        check_choice("gelu", gelu)
+        self.gelu = nn.GELU(approximate="none" if gelu == "exact" else gelu)
         self.contract = nn.Linear(mlp_dim, embedding_dim)
         self.dropout = nn.Dropout(dropout)
         for layer in (self.expand, self.contract):
@@ -245,22 +186,33 @@ class TransformerEncoderBlock(nn.Module):
 class ViT(nn.Module):
     """The Vision Transformer: equations 1 to 4.
 
-    Shapes: (B, C, H, W) -> logits (B, K), or (B, D) where `num_classes=0`.
+    Shapes: (B, C, H, W) -> logits (B, K), or features (B, D) where `num_classes=0`.
     The head starts at zero (Section 3.2), so an untrained model gives every class
-    the same logit.
+    the same logit. With `interpolate=True`, `forward` takes images of another size
+    than the configured one, and stretches the positions to their grid (Section 3.2).
+
+    Args:
+        config: all sizes.
+        stem: a CNN before the patches makes a hybrid (Section 3.1); C, H and W of
+            `config` are then those of its feature map. With `patch_size=1` each place
+            of the map becomes a token.
 
     Raises:
-        ValueError: if the images are not (B, C, image_size, image_size).
+        ValueError: if the images, or the stem's features, are not as configured.
     """
 
-    def __init__(self, config: ViTConfig):
+    def __init__(self, config: ViTConfig, stem: nn.Module | None = None):
         super().__init__()
         self.config = config
         D = config.embedding_dim
+        self.stem = stem or nn.Identity()
         self.patch_embedding = PatchEmbedding(config.in_channels, config.patch_size, D)
         self.class_token = nn.Parameter(torch.zeros(1, 1, D))
-        self.pos_embedding = nn.Parameter(torch.empty(1, config.num_patches + 1, D))
-        nn.init.normal_(self.pos_embedding, std=0.02)
+        if config.pool == "mean":  # no class token: an empty tensor in its place (D.3)
+            self.class_token = nn.Buffer(torch.zeros(1, 0, D), persistent=False)
+        self.pos_embedding = start_pos_embedding(
+            config.pos_embedding, config.grid, D, self.class_token.shape[1]
+        )
         self.dropout = nn.Dropout(config.dropout)
         # All that a block needs stands in the config by the same name.
         needs = "num_heads mlp_dim dropout attention_dropout layer_norm_eps gelu"
@@ -269,45 +221,47 @@ class ViT(nn.Module):
             *(TransformerEncoderBlock(D, **settings) for _ in range(config.num_layers))
         )
         self.norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
+        self.representation = nn.Identity()
+        if config.representation_size:
+            dense = nn.Linear(D, config.representation_size)
+            init_lecun_normal_(dense)
+            self.representation = nn.Sequential(dense, nn.Tanh())
         self.head = nn.Identity()
         if config.num_classes:
-            self.head = nn.Linear(D, config.num_classes)
+            self.head = nn.Linear(config.representation_size or D, config.num_classes)
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
 
-    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+    def positions(self, grid: tuple[int, int]) -> torch.Tensor:
+        """E_pos of equation 1 on a grid of (rows, columns) patches: (1, N+1, D)."""
+        E_pos = self.pos_embedding
+        if self.config.pos_embedding == "learned_2d":
+            E_pos = join_axes(E_pos, self.config.grid, self.class_token.shape[1])
+        return interpolate_pos_embedding(E_pos, self.config.grid, grid)
+
+    def forward_features(
+        self, images: torch.Tensor, interpolate: bool = False
+    ) -> torch.Tensor:
         """All tokens after the final LayerNorm: (B, C, H, W) -> (B, N+1, D)."""
-        c = self.config
-        if images.shape[1:] != (c.in_channels, c.image_size, c.image_size):
+        x, size = self.stem(images), (self.config.in_channels, *self.config.image_hw)
+        if x.shape[1:] != size and not interpolate:
             raise ValueError(
-                f"expected images of shape (B, {c.in_channels}, {c.image_size}, "
-                f"{c.image_size}), got {tuple(images.shape)}"
+                f"expected images of shape (B, {', '.join(map(str, size))}), got "
+                f"{tuple(x.shape)}; for another height and width: interpolate=True"
             )
-        patches = self.patch_embedding(images)  # (B, N, D)
-        class_token = self.class_token.expand(len(images), -1, -1)  # (B, 1, D)
-        z = torch.cat([class_token, patches], dim=1) + self.pos_embedding  # equation 1
+        patches = self.patch_embedding(x)  # (B, N, D)
+        class_token = self.class_token.expand(len(patches), -1, -1)  # (B, 1, D)
+        grid = tuple(n // self.config.patch_size for n in x.shape[2:])  # (H/P, W/P)
+        z = torch.cat([class_token, patches], dim=1)  # (B, N+1, D)
+        z = z + self.positions(grid)  # equation 1
         z = self.encoder(self.dropout(z))  # equations 2 and 3, L times: (B, N+1, D)
         return self.norm(z)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        y = self.forward_features(images)[:, 0]  # equation 4: the class token, (B, D)
-        return self.head(y)  # (B, K)
-
-
-VIT_CONFIGS = {
-    name: ViTConfig(
-        patch_size=P, embedding_dim=D, num_layers=L, num_heads=h, mlp_dim=4 * D
-    )
-    for name, P, D, L, h in [
-        ("ViT-Ti/16", 16, 192, 12, 3),  # Ti and S: DeiT, arXiv 2012.12877
-        ("ViT-S/16", 16, 384, 12, 6),
-        ("ViT-B/32", 32, 768, 12, 12),  # B, L and H: Table 1
-        ("ViT-B/16", 16, 768, 12, 12),
-        ("ViT-L/32", 32, 1024, 24, 16),
-        ("ViT-L/16", 16, 1024, 24, 16),
-        ("ViT-H/14", 14, 1280, 32, 16),
-    ]
-}
+    def forward(self, images: torch.Tensor, interpolate: bool = False) -> torch.Tensor:
+        z = self.forward_features(images, interpolate)
+        # equation 4: the class token, or the mean of all patches, (B, D)
+        y = z[:, 0] if self.config.pool == "class_token" else z.mean(dim=1)
+        return self.head(self.representation(y))  # (B, K)
 
 
 def create_vit(name: str, **overrides) -> ViT:

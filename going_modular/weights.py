@@ -1,11 +1,24 @@
-"""Pretrained weights: torchvision's ViT-B/16, or the small ViT in `models/`."""
+"""Weights: everybody's into our `ViT` and back, and pretrained backbones.
+
+`load_vit` makes a model from a file; `load_weights` fills one that is there, from the
+names of torchvision, timm, Hugging Face transformers, the official JAX checkpoints or
+this project (`weight_names.py`); `to_torchvision`, `to_timm`, `to_huggingface` and
+`to_jax` go the other way. `load_pretrained_backbone` is what notebook 09 starts from.
+"""
 
 import json
+import math
+import os
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import ViT_B_16_Weights, vit_b_16
 
@@ -16,10 +29,282 @@ from going_modular.data_setup import (
     get_source,
 )
 from going_modular.model_builder import ViT, ViTConfig
+from going_modular.position_embedding import interpolate_pos_embedding
 from going_modular.utils import repository_path
+from going_modular.vit_config import VIT_CONFIGS
+from going_modular.weight_names import (
+    JAX,
+    OURS,
+    TIMM,
+    TORCHVISION,
+    Naming,
+    Tensors,
+    huggingface,
+    naming_of,
+)
 
 DRAWN_DISHES = repository_path("models/vit_drawn_dishes.safetensors")
 BACKBONES = ("auto", "vit_b_16", "drawn_dishes")
+
+
+# Everybody's weights into our ViT
+
+
+def load_vit(path: str | Path, **overrides) -> ViT:
+    """A ViT made from a file of weights: sizes, positions, head and all.
+
+    `overrides` are fields of `ViTConfig`. With another `num_classes` the file's head is
+    left out, with another `image_size` its positions are interpolated. Official JAX
+    checkpoints were trained with `gelu="tanh"`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_weights`, `config_from_state_dict` and
+            `load_weights`.
+    """
+    tensors = read_weights(path)
+    found = config_from_state_dict(tensors, num_heads=overrides.get("num_heads"))
+    vit = ViT(replace(found, **overrides))
+    load_weights(
+        vit,
+        tensors,
+        head=vit.config.num_classes == found.num_classes,
+        interpolate=vit.config.image_size != found.image_size,
+    )
+    return vit.eval()
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file by name: .safetensors, .npz, .pth, .pt or .bin.
+
+    None of these can run code here. A relative path is seen from the repository's root.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is of another kind, damaged, or holds more than tensors.
+    """
+    path = repository_path(path)
+    unpickle = partial(torch.load, map_location="cpu", weights_only=True)
+    readers = {
+        ".safetensors": load_file,
+        ".npz": lambda path: dict(np.load(path)),
+        **dict.fromkeys((".pth", ".pt", ".bin"), unpickle),
+    }
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of weights at {path}")
+    if path.suffix not in readers:
+        raise ValueError(
+            f"{path.name}: expected a file that ends in {' '.join(readers)}"
+        )
+    try:
+        content = readers[path.suffix](path)
+        for wrapper in ("model", "state_dict"):  # as DeiT and Lightning write them
+            content = content.get(wrapper, content)
+        return {name: torch.as_tensor(values) for name, values in content.items()}
+    except Exception as error:  # each format fails in ways of its own
+        raise ValueError(f"{path.name} cannot be read as weights: {error}") from error
+
+
+def config_from_state_dict(
+    state_dict: Mapping[str, torch.Tensor], num_heads: int | None = None
+) -> ViTConfig:
+    """The sizes of the ViT that a set of weights belongs to, from their shapes.
+
+    Two things have no shape. The number of heads is that of the published variant with
+    the same D, else D / 64, unless told. The grid of patches is taken for a square.
+
+    Raises:
+        ValueError: if the names are unknown, or the patches do not make a square.
+    """
+    naming = naming_of(state_dict)
+    tensors = naming.translate(
+        {name: torch.as_tensor(values) for name, values in state_dict.items()}
+    )
+
+    def length(name):  # of the first axis; 0 where there is no such tensor
+        return len(tensors.get(name, ()))
+
+    try:
+        D, C, P, _ = tensors["patch_embedding.projection.weight"].shape
+        mlp_dim = length("encoder.0.mlp.expand.weight")
+        T = tensors["pos_embedding"].shape[1]
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"the names are those of {naming.title}, but {error} is not as in a ViT"
+        ) from error
+    has_class_token = "class_token" in tensors
+    side = math.isqrt(T - has_class_token)
+    if side**2 != T - has_class_token:
+        raise ValueError(
+            f"{T - has_class_token} patches are no square: make a ViT of the right "
+            "image_size=(H, W) and fill it with load_weights"
+        )
+    published = {c.embedding_dim: c.num_heads for c in VIT_CONFIGS.values()}
+    return ViTConfig(
+        image_size=side * P,
+        patch_size=P,
+        in_channels=C,
+        embedding_dim=D,
+        num_layers=naming.depth(state_dict),
+        num_heads=num_heads or published.get(D) or max(D // 64, 1),
+        mlp_dim=mlp_dim,
+        num_classes=length("head.weight"),
+        layer_norm_eps=naming.layer_norm_eps,
+        pool="class_token" if has_class_token else "mean",
+        representation_size=length("representation.0.weight"),
+    )
+
+
+def load_weights(
+    vit: ViT,
+    state_dict: Mapping[str, torch.Tensor],
+    *,
+    head: bool = True,
+    interpolate: bool = False,
+) -> list[str]:
+    """Fill a ViT with weights under anybody's names (`weight_names.NAMINGS`).
+
+    LayerNorms get the eps that the weights were trained with, 1e-12 for those of
+    Hugging Face transformers, else 1e-6; those of this project keep theirs.
+
+    Args:
+        head: False leaves out the weights' head, and keeps that of `vit` as it is. So
+            it is with a pre-training layer (`representation_size`) that only one has.
+        interpolate: stretch positions of another, square grid (Section 3.2). As many
+            positions as `vit` has are taken to be of its own grid.
+
+    Returns:
+        The names of those weights that were left out: a head that is not wanted, and a
+        pre-training layer (Hugging Face's "pooler") that has no head behind it.
+
+    Raises:
+        ValueError: if any weight is unknown, missing or of another shape. It lists them
+            all by the names that they were given under; `vit` is as it was.
+    """
+    given = {name: torch.as_tensor(values) for name, values in state_dict.items()}
+    naming, c = naming_of(given), vit.config
+    expected = naming.export(vit.state_dict(), c.num_layers, c.num_heads)
+    names = naming.names(c.num_layers)
+
+    dispensable = dispensable_names(names, given, expected, head)
+    left_out = [name for name in given if name in dispensable]
+    given = {name: t for name, t in given.items() if name not in dispensable}
+    expected = {name: t for name, t in expected.items() if name not in dispensable}
+    if interpolate:
+        fit_positions(given, names["pos_embedding"], vit)
+    check_weights(given, expected, naming)
+
+    vit.load_state_dict(naming.translate(given), strict=False)  # all are accounted for
+    if naming is not OURS:
+        vit.config = replace(c, layer_norm_eps=naming.layer_norm_eps)
+        for module in (*vit.encoder.modules(), vit.norm):
+            if isinstance(module, nn.LayerNorm):
+                module.eps = naming.layer_norm_eps
+    return left_out
+
+
+def dispensable_names(
+    names: Mapping[str, str], given: Tensors, expected: Tensors, head: bool
+) -> set[str]:
+    """Those of the given and the expected weights that may be without a partner."""
+    heads, representation = (
+        {theirs for ours, theirs in names.items() if ours.startswith(part)}
+        for part in ("head.", "representation.")
+    )
+    if not head:
+        return (
+            heads | (representation - given.keys()) | (representation - expected.keys())
+        )
+    return set() if heads & given.keys() else representation - expected.keys()
+
+
+def fit_positions(given: dict[str, torch.Tensor], name: str, vit: ViT) -> None:
+    """Stretch the square grid of positions among the given weights to that of `vit`."""
+    positions, grid = given.get(name), vit.config.grid
+    if positions is None or positions.ndim != 3:
+        return
+    N = positions.shape[1] - vit.class_token.shape[1]
+    side = math.isqrt(N)
+    if N != vit.config.num_patches and side**2 == N:
+        positions = positions.to(vit.pos_embedding.dtype)
+        given[name] = interpolate_pos_embedding(positions, (side, side), grid)
+
+
+def check_weights(given: Tensors, expected: Tensors, naming: Naming) -> None:
+    """Raise `ValueError`, with all of their names, unless the weights fit a ViT."""
+    problems = [
+        *(f"unknown: {name}" for name in given if name not in expected),
+        *(f"missing: {name}" for name in expected if name not in given),
+        *(
+            f"{name} has shape {tuple(given[name].shape)}, not {tuple(t.shape)}"
+            for name, t in expected.items()
+            if name in given and given[name].shape != t.shape
+        ),
+    ]
+    if problems:
+        raise ValueError(
+            f"these weights (names of {naming.title}) are not those of this ViT:\n  "
+            + "\n  ".join(problems)
+            + "\nFor another number of classes there is head=False, for another image "
+            "size interpolate=True."
+        )
+
+
+# Our ViT as everybody's weights
+
+
+def to_torchvision(vit: ViT) -> dict[str, torch.Tensor]:
+    """For `torchvision.models.VisionTransformer`; see `write_weights`."""
+    return write_weights(vit, TORCHVISION)
+
+
+def to_timm(vit: ViT) -> dict[str, torch.Tensor]:
+    """For timm's `VisionTransformer`; see `write_weights`.
+
+    With `pool="mean"` it is the one with `class_token=False`, `global_pool="avg"` and
+    `fc_norm=False`.
+    """
+    return write_weights(vit, TIMM)
+
+
+def to_huggingface(vit: ViT, generation: int = 5) -> dict[str, torch.Tensor]:
+    """For transformers' `ViTForImageClassification`, or without a head `ViTModel`.
+
+    Its configuration has to say `layer_norm_eps=vit.config.layer_norm_eps`; there the
+    default is 1e-12. `generation` 5 has the names of version 5's models, 4 those of
+    the files on the Hub, which both versions read.
+    """
+    has_head = bool(vit.config.num_classes)
+    if has_head and vit.config.representation_size:
+        raise ValueError(
+            "Hugging Face's classifier reads the class token itself: there is no place "
+            f"for representation_size={vit.config.representation_size} before a head"
+        )
+    return write_weights(vit, huggingface(generation, "vit." if has_head else ""))
+
+
+def to_jax(vit: ViT) -> dict[str, np.ndarray]:
+    """For the official code, whose files `numpy.savez(path, **to_jax(vit))` writes."""
+    return {name: tensor.numpy() for name, tensor in write_weights(vit, JAX).items()}
+
+
+def write_weights(vit: ViT, naming: Naming) -> dict[str, torch.Tensor]:
+    """A copy of a ViT's weights, on the CPU, under another implementation's names.
+
+    Positions of any kind are written as the table that they amount to, (1, T, D).
+
+    Raises:
+        ValueError: if the ViT has something that they have not: a stem, say.
+    """
+    c = vit.config
+    if c.pool == "mean" and naming not in (TIMM, JAX):
+        raise ValueError(f"{naming.title} has no ViT without a class token")
+    tensors = vit.state_dict() | {"pos_embedding": vit.positions(c.grid).detach()}
+    written = naming.export(tensors, c.num_layers, c.num_heads)
+    contiguous = torch.contiguous_format
+    return {n: t.cpu().clone(memory_format=contiguous) for n, t in written.items()}
+
+
+# Pretrained backbones
 
 
 def load_pretrained_backbone(name: str = "auto") -> tuple[nn.Module, Transform, str]:
@@ -32,9 +317,10 @@ def load_pretrained_backbone(name: str = "auto") -> tuple[nn.Module, Transform, 
     Args:
         name: "vit_b_16" is torchvision's, pretrained on ImageNet-1k (346 MB,
             downloaded once). "drawn_dishes" is a small ViT of our own, pretrained on
-            drawn dishes, in this repository. "auto" takes the first if it is there or
-            can be downloaded, else the second; and always the second if
-            FOODVISION_SOURCE is "synthetic".
+            drawn dishes, in this repository. "auto" takes the file that the environment
+            variable VIT_WEIGHTS names, if it is set (see `load_vit_file`). Else it
+            takes the first if it is there or can be downloaded, else the second; and
+            always the second if FOODVISION_SOURCE is "synthetic".
 
     Returns:
         (backbone, transform from a Pillow image to a tensor, description in words)
@@ -42,7 +328,8 @@ def load_pretrained_backbone(name: str = "auto") -> tuple[nn.Module, Transform, 
     Raises:
         ValueError: for another name.
         DownloadError: if "vit_b_16" was asked for by name and cannot be had.
-        FileNotFoundError, ValueError: if the file in `models/` is missing or damaged.
+        FileNotFoundError, ValueError: if the file in `models/`, or that of VIT_WEIGHTS,
+            is missing, damaged or not a ViT.
     """
     if name not in BACKBONES:
         raise ValueError(
@@ -50,6 +337,8 @@ def load_pretrained_backbone(name: str = "auto") -> tuple[nn.Module, Transform, 
         )
     if name == "vit_b_16":
         return load_vit_b_16()
+    if name == "auto" and os.environ.get("VIT_WEIGHTS"):
+        return load_vit_file(os.environ["VIT_WEIGHTS"])
     if name == "auto" and get_source() != "synthetic":
         try:
             return load_vit_b_16()
@@ -68,6 +357,39 @@ def load_vit_b_16() -> tuple[nn.Module, Transform, str]:
     vit.embedding_dim = vit.hidden_dim
     description = "torchvision's ViT-B/16, pretrained on ImageNet-1k"
     return vit.eval(), weights.transforms(), description
+
+
+def load_vit_file(path: str | Path) -> tuple[nn.Module, Transform, str]:
+    """Any file that `load_vit` can read; see `load_pretrained_backbone`.
+
+    The feature is the class token, or the mean of the patches where there is none.
+    Colours are normalised as most weights under these names expect it. (Some of timm's
+    expect 0.5 instead of ImageNet's numbers; a frozen backbone forgives that.)
+    """
+    vit = load_vit(path, num_classes=0, representation_size=0)
+    vit.embedding_dim, size = vit.config.embedding_dim, vit.config.image_size
+    naming = naming_of(read_weights(path))
+    transform = evaluation_transform(size, naming.mean, naming.std)
+    description = (
+        f"a ViT with patches of {vit.config.patch_size} and images of {size} pixels "
+        f"from the file {Path(path).name} (names of {naming.title})"
+    )
+    return vit, transform, description
+
+
+def evaluation_transform(
+    size: int,
+    mean: Sequence[float] = TIMM.mean,
+    std: Sequence[float] = TIMM.std,
+) -> Transform:
+    """torchvision's own transform for evaluation, at another size.
+
+    The shorter side is resized to 8/7 of `size`, the middle `size` × `size` pixels are
+    cut out, and colours are normalised (by default with ImageNet's numbers).
+    """
+    return ViT_B_16_Weights.DEFAULT.transforms(
+        crop_size=size, resize_size=size * 8 // 7, mean=mean, std=std
+    )
 
 
 class TokenStatistics(nn.Module):
@@ -124,12 +446,10 @@ def load_drawn_dishes() -> tuple[nn.Module, Transform, str]:
         ) from error
     vit = ViT(config)
     vit.load_state_dict(tensors)
-    size = config.image_size
-    # torchvision's own preset for evaluation, at this network's size
-    transform = ViT_B_16_Weights.DEFAULT.transforms(
-        crop_size=size, resize_size=size * 8 // 7
+    transform = evaluation_transform(config.image_size)
+    description = (
+        f"a small ViT ({config.image_size} pixels), pretrained on drawn dishes"
     )
-    description = f"a small ViT ({size} pixels), pretrained on drawn dishes"
     return TokenStatistics(vit).eval(), transform, description
 
 
