@@ -7,7 +7,9 @@ BIN := .venv/bin
 run: .venv/ready
 	$(BIN)/python -m going_modular.notebooks run
 
-# Tests and stored outputs use the drawn images and one size, whatever the machine.
+# Tests and stored outputs use the drawn images, our backbone and one size, whatever the
+# machine.
+test notebooks: export VIT_WEIGHTS =
 test: export FOODVISION_SOURCE = synthetic
 test: export FOODVISION_SIZE = smoke
 test: .venv/ready

@@ -207,8 +207,9 @@ class ViT(nn.Module):
         D = config.embedding_dim
         self.stem = stem or nn.Identity()
         self.patch_embedding = PatchEmbedding(config.in_channels, config.patch_size, D)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, D))
-        if config.pool == "mean":  # no class token: an empty tensor in its place (D.3)
+        if config.pool == "class_token":
+            self.class_token = nn.Parameter(torch.zeros(1, 1, D))
+        else:  # the mean of the patches needs none (D.3): no tokens in its place
             self.class_token = nn.Buffer(torch.zeros(1, 0, D), persistent=False)
         self.pos_embedding = start_pos_embedding(
             config.pos_embedding, config.grid, D, self.class_token.shape[1]

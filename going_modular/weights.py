@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
-from torchvision.models import ViT_B_16_Weights, vit_b_16
+from torchvision.models import VisionTransformer, ViT_B_16_Weights, vit_b_16
 
 from going_modular.data_setup import (
     DownloadError,
@@ -220,7 +220,8 @@ def dispensable_names(
 def fit_positions(given: dict[str, torch.Tensor], name: str, vit: ViT) -> None:
     """Stretch the square grid of positions among the given weights to that of `vit`."""
     positions, grid = given.get(name), vit.config.grid
-    if positions is None or positions.ndim != 3:
+    one_each = positions is not None and vit.config.pos_embedding == "learned_1d"
+    if not one_each or positions.ndim != 3:
         return
     N = positions.shape[1] - vit.class_token.shape[1]
     side = math.isqrt(N)
@@ -312,7 +313,8 @@ def load_pretrained_backbone(name: str = "auto") -> tuple[nn.Module, Transform, 
 
     Shapes: backbone(images (B, 3, H, W)) -> (B, D), the feature that it was trained
     for: of ViT-B/16 the class token after the final LayerNorm (equation 4), of ours
-    see `TokenStatistics`. D is `backbone.embedding_dim`, H and W are the transform's.
+    see `TokenStatistics`. D is `backbone.embedding_dim`, H and W are the transform's,
+    and `backbone.name` is a short name for files.
 
     Args:
         name: "vit_b_16" is torchvision's, pretrained on ImageNet-1k (346 MB,
@@ -349,14 +351,23 @@ def load_pretrained_backbone(name: str = "auto") -> tuple[nn.Module, Transform, 
 
 
 def load_vit_b_16() -> tuple[nn.Module, Transform, str]:
-    """torchvision's ViT-B/16; see `load_pretrained_backbone`."""
+    """torchvision's ViT-B/16 as a backbone; see `load_pretrained_backbone`."""
+    vit = published_vit_b_16()
+    vit.heads = nn.Identity()
+    vit.name, vit.embedding_dim = "vit_b_16", vit.hidden_dim
+    description = "torchvision's ViT-B/16, pretrained on ImageNet-1k"
+    return vit, ViT_B_16_Weights.DEFAULT.transforms(), description
+
+
+def published_vit_b_16() -> VisionTransformer:
+    """torchvision's own model with its published weights, head and all.
+
+    Raises:
+        DownloadError: if the weights cannot be had.
+    """
     weights = ViT_B_16_Weights.DEFAULT
     cache_weights(weights.url)
-    vit = vit_b_16(weights=weights)
-    vit.heads = nn.Identity()
-    vit.embedding_dim = vit.hidden_dim
-    description = "torchvision's ViT-B/16, pretrained on ImageNet-1k"
-    return vit.eval(), weights.transforms(), description
+    return vit_b_16(weights=weights).eval()
 
 
 def load_vit_file(path: str | Path) -> tuple[nn.Module, Transform, str]:
@@ -367,7 +378,8 @@ def load_vit_file(path: str | Path) -> tuple[nn.Module, Transform, str]:
     expect 0.5 instead of ImageNet's numbers; a frozen backbone forgives that.)
     """
     vit = load_vit(path, num_classes=0, representation_size=0)
-    vit.embedding_dim, size = vit.config.embedding_dim, vit.config.image_size
+    vit.name, vit.embedding_dim = Path(path).stem, vit.config.embedding_dim
+    size = vit.config.image_size
     naming = naming_of(read_weights(path))
     transform = evaluation_transform(size, naming.mean, naming.std)
     description = (
@@ -406,6 +418,7 @@ class TokenStatistics(nn.Module):
     def __init__(self, vit: ViT):
         super().__init__()
         self.vit = vit
+        self.name = "drawn_dishes"
         self.embedding_dim = 2 * vit.config.embedding_dim
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -80,6 +81,25 @@ def test_seven_variants():
     assert VIT_CONFIGS["ViT-H/14"].num_patches == 256
 
 
+def test_an_image_that_is_not_square():
+    config = ViTConfig(image_size=[224, 320])  # a list, as JSON has it
+    assert config.image_size == config.image_hw == (224, 320)
+    assert config.grid == (14, 20) and config.num_patches == 280
+    assert ViTConfig().image_hw == (224, 224) and ViTConfig().grid == (14, 14)
+    assert config == ViTConfig(image_size=(224, 320)) and hash(config)
+    assert tiny(image_size=(32, 48))(torch.randn(2, 3, 32, 48)).shape == (2, 5)
+
+
+def test_the_representation_layer_is_a_tanh_layer_before_the_head():
+    vit = give_random_values(tiny(representation_size=10)).double().eval()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    token = vit.forward_features(images)[:, 0]
+    dense = vit.representation[0]
+    y = torch.tanh(token @ dense.weight.T + dense.bias)
+    close(vit(images), y @ vit.head.weight.T + vit.head.bias)
+    assert tiny(representation_size=10, num_classes=0)(images.float()).shape == (2, 10)
+
+
 def test_number_of_heads_costs_no_parameters():
     counts = {count_parameters(tiny(num_heads=h)) for h in (1, 2, 3, 8)}
     assert len(counts) == 1
@@ -120,6 +140,15 @@ def test_shapes():
         ({"attention_dropout": -0.1}, ["attention_dropout", "-0.1"]),
         ({"layer_norm_eps": 0.0}, ["layer_norm_eps"]),
         ({"gelu": "relu"}, ["gelu", "relu", "exact", "tanh"]),
+        ({"pool": "max"}, ["pool", "max", "class_token", "mean"]),
+        ({"pos_embedding": "1d"}, ["pos_embedding", "1d", "learned_1d", "none"]),
+        (
+            {"pos_embedding": "sincos_2d", "embedding_dim": 6, "num_heads": 3},
+            ["sincos_2d", "divisible by 4", "6"],
+        ),
+        ({"representation_size": -1}, ["representation_size", "-1"]),
+        ({"image_size": (224, 230)}, ["image_size=230", "224 or 240"]),
+        ({"image_size": (224, 224, 3)}, ["image_size", "(H, W)", "(224, 224, 3)"]),
     ],
 )
 def test_impossible_configurations_say_what_clashes(overrides, words):
@@ -165,6 +194,71 @@ def test_unknown_variant_lists_the_known():
 
 
 # Equations
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def layer_norm(x, weight, bias, eps=1e-6):
+    mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return (x - mean) / np.sqrt(variance + eps) * weight + bias
+
+
+def gelu(x):
+    return x / 2 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def test_the_whole_model_is_equations_1_to_4_as_printed():
+    """In NumPy, one image, one head and one line of the paper at a time."""
+    vit = give_random_values(tiny()).double().eval()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    w = {name: tensor.numpy() for name, tensor in vit.state_dict().items()}
+    P, C, D, L, h = 8, 3, 24, 2, 3
+    D_h = D // h
+    E = w["patch_embedding.projection.weight"].reshape(D, C * P * P).T  # (P²C, D)
+    x_class, E_pos = w["class_token"][0], w["pos_embedding"][0]
+
+    def MSA(z, layer):
+        U_qkv = w[f"encoder.{layer}.attention.qkv.weight"].T  # (D, 3D)
+        bias = w[f"encoder.{layer}.attention.qkv.bias"]
+        heads = []
+        for i in range(h):
+            own = np.arange(i * D_h, (i + 1) * D_h)  # of the D columns, those of head i
+            columns = np.concatenate([own, D + own, 2 * D + own])
+            q, k, v = np.split(z @ U_qkv[:, columns] + bias[columns], 3, axis=-1)  # 5
+            A = softmax(q @ k.T / np.sqrt(D_h))  # equation 6
+            heads.append(A @ v)  # equation 7
+        U_msa = w[f"encoder.{layer}.attention.projection.weight"].T  # (h · D_h, D)
+        bias = w[f"encoder.{layer}.attention.projection.bias"]
+        return np.concatenate(heads, axis=-1) @ U_msa + bias  # equation 8
+
+    def MLP(z, layer):
+        name = f"encoder.{layer}.mlp."
+        z = gelu(z @ w[name + "expand.weight"].T + w[name + "expand.bias"])
+        return z @ w[name + "contract.weight"].T + w[name + "contract.bias"]
+
+    def LN(z, name):
+        return layer_norm(z, w[name + ".weight"], w[name + ".bias"])
+
+    logits = []
+    for image in images.numpy():
+        x_p = [
+            image[:, row : row + P, column : column + P].reshape(C * P * P)
+            for row in range(0, 32, P)
+            for column in range(0, 32, P)
+        ]
+        projected = [x @ E + w["patch_embedding.projection.bias"] for x in x_p]
+        z = np.stack([x_class[0], *projected]) + E_pos  # equation 1
+        for layer in range(L):
+            z_prime = MSA(LN(z, f"encoder.{layer}.attention_norm"), layer) + z  # 2
+            z = MLP(LN(z_prime, f"encoder.{layer}.mlp_norm"), layer) + z_prime  # 3
+        y = LN(z[0], "norm")  # equation 4
+        logits.append(y @ w["head.weight"].T + w["head.bias"])
+    with torch.no_grad():
+        difference = np.abs(vit(images).numpy() - np.stack(logits)).max()
+    assert difference <= 1e-10 and np.abs(logits).max() > 0.1
 
 
 def test_equation_1_is_a_linear_layer_on_unfolded_patches():

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from torch import nn
-from torchvision.models import VisionTransformer
+from torchvision.models import VisionTransformer, vit_b_16
 
 from going_modular import notebooks, utils, weights
 from going_modular.utils import REPOSITORY
+from helper_functions import give_random_values
 
 PATHS = notebooks.NOTEBOOKS
 SERIES = [
@@ -185,9 +186,8 @@ def torchvisions_twin():
         c.mlp_dim,
     )
     twin.heads = nn.Identity()
-    tensors = list(ours.vit.state_dict().values())
-    tensors.insert(3, tensors.pop(1))  # torchvision's positions come after its patches
-    twin.load_state_dict(dict(zip(twin.state_dict(), tensors, strict=True)))
+    twin.load_state_dict(weights.to_torchvision(ours.vit))
+    twin.name = "twin"
     twin.embedding_dim = c.embedding_dim
     return twin.eval(), transform, "torchvision's twin of our ViT"
 
@@ -203,4 +203,21 @@ def test_09_and_10_work_with_torchvisions_kind_of_backbone(tmp_path, monkeypatch
             exec(cell.source, names)
         plt.close("all")
         assert names["D"] == 192 and type(names["backbone"]) is VisionTransformer
-    assert (tmp_path / "build/models/09_synthetic_food_192.pth").is_file()
+    assert (tmp_path / "build/models/09_synthetic_food_twin.pth").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
+def test_07_proves_it_with_torchvisions_own_weights_where_they_are(monkeypatch):
+    """Random ones stand in for them here."""
+    stand_in = give_random_values(vit_b_16()).eval()
+    monkeypatch.setattr(weights, "published_vit_b_16", lambda: stand_in)
+    monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")
+    monkeypatch.setenv("FOODVISION_SIZE", "smoke")
+    names = {}
+    for cell in cells_of(PATHS[7], "code"):
+        if "published_vit_b_16()" in cell.source:
+            monkeypatch.setenv("FOODVISION_SOURCE", "auto")
+        exec(cell.source, names)
+    plt.close("all")
+    assert names["theirs"] is stand_in and names["learned"] is names["ours"]
+    assert names["new_grid"] == (24, 24)

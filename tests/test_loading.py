@@ -1,0 +1,404 @@
+"""Weights of other implementations, without those implementations (see test_peers)."""
+
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+from measure_transfer import images_of, official, probe
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from going_modular import data_setup, engine, utils, weights
+from going_modular.model_builder import ViT, ViTConfig, create_vit
+from going_modular.utils import REPOSITORY
+from going_modular.weights import (
+    config_from_state_dict,
+    load_pretrained_backbone,
+    load_vit,
+    load_weights,
+    read_weights,
+    to_huggingface,
+    to_jax,
+    to_timm,
+    to_torchvision,
+)
+from helper_functions import give_random_values
+
+SHARED = (REPOSITORY / os.environ.get("SHARED", "../shared")).resolve()
+VIT_S_14 = SHARED / "weights/vit_small_patch14_224.timm.safetensors"
+
+SIZES = dict(
+    image_size=32,
+    patch_size=8,
+    embedding_dim=24,
+    num_layers=2,
+    num_heads=3,
+    mlp_dim=40,
+    num_classes=5,
+)
+WRITERS = {
+    "ours": ViT.state_dict,
+    "torchvision": to_torchvision,
+    "timm": to_timm,
+    "hugging face": to_huggingface,
+    "hugging face, files": lambda vit: to_huggingface(vit, generation=4),
+    "jax": to_jax,
+}
+each_naming = pytest.mark.parametrize("naming", WRITERS)
+
+
+def vit_of(seed=0, **overrides):
+    return give_random_values(ViT(ViTConfig(**(SIZES | overrides))), seed).eval()
+
+
+def images_for(vit, count=2):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, 3, *vit.config.image_hw, generator=generator)
+
+
+def same_logits(vit, other):
+    images = images_for(vit)
+    with torch.inference_mode():
+        return torch.equal(vit(images), other(images))
+
+
+# There and back
+
+
+@each_naming
+@pytest.mark.parametrize("options", [{}, {"num_classes": 0}, {"image_size": (32, 40)}])
+def test_written_and_loaded_again_it_is_the_same(naming, options):
+    vit, other = vit_of(seed=1, **options), vit_of(seed=2, **options)
+    eps = 1e-12 if naming.startswith("hugging") else 1e-6
+    for module in vit.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = eps
+    assert load_weights(other, WRITERS[naming](vit)) == []
+    assert other.config.layer_norm_eps == other.norm.eps == eps
+    assert same_logits(vit, other)
+
+
+@pytest.mark.parametrize("naming", ["ours", "torchvision", "jax"])
+def test_so_it_is_with_a_representation_layer(naming):
+    vit, other = (vit_of(seed, representation_size=16) for seed in (1, 2))
+    assert load_weights(other, WRITERS[naming](vit)) == []
+    assert same_logits(vit, other)
+
+
+@pytest.mark.parametrize("naming", ["ours", "timm", "jax"])
+def test_so_it_is_with_mean_pooling(naming):
+    vit, other = (vit_of(seed, pool="mean") for seed in (1, 2))
+    written = WRITERS[naming](vit)
+    assert load_weights(other, written) == []
+    assert same_logits(vit, other)
+    assert config_from_state_dict(written, num_heads=3) == vit.config
+
+
+@pytest.mark.parametrize("kind", ["learned_2d", "sincos_2d", "none"])
+def test_other_positions_are_written_as_the_table_they_amount_to(kind):
+    vit, other = vit_of(1, pos_embedding=kind), vit_of(2)
+    load_weights(other, to_timm(vit))
+    assert same_logits(vit, other)
+    with pytest.raises(ValueError, match="pos_embed"):
+        load_weights(vit, to_timm(other))
+
+
+def test_what_others_have_not_cannot_be_written():
+    stem = nn.Conv2d(3, 3, 3, padding=1)
+    for vit, write, words in (
+        (vit_of(pool="mean"), to_torchvision, "torchvision has no ViT without a class"),
+        (
+            vit_of(pool="mean"),
+            to_huggingface,
+            "transformers has no ViT without a class",
+        ),
+        (
+            vit_of(representation_size=16),
+            to_timm,
+            "timm has no name for representation",
+        ),
+        (vit_of(representation_size=16), to_huggingface, "representation_size=16"),
+        (ViT(ViTConfig(**SIZES), stem), to_timm, "timm has no name for stem.weight"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            write(vit)
+
+
+def test_what_is_written_is_a_copy_that_can_be_saved(tmp_path):
+    vit = vit_of()
+    for write in (to_torchvision, to_timm, to_huggingface):
+        written = write(vit)
+        save_file(written, tmp_path / "vit.safetensors")
+        before = vit(images_for(vit))
+        for tensor in written.values():
+            tensor.zero_()
+        assert torch.equal(vit(images_for(vit)), before)
+
+
+# The official layout
+
+
+def test_the_official_layout_is_flaxs():
+    """Names and shapes as in the paper's checkpoints, here with D = 24 and 3 heads."""
+    written = to_jax(vit_of(num_layers=1, representation_size=16))
+    block = "Transformer/encoderblock_0/"
+    attention = block + "MultiHeadDotProductAttention_1/"
+    assert {name: values.shape for name, values in written.items()} == {
+        "cls": (1, 1, 24),
+        "embedding/kernel": (8, 8, 3, 24),
+        "embedding/bias": (24,),
+        "Transformer/posembed_input/pos_embedding": (1, 17, 24),
+        block + "LayerNorm_0/scale": (24,),
+        block + "LayerNorm_0/bias": (24,),
+        attention + "query/kernel": (24, 3, 8),
+        attention + "query/bias": (3, 8),
+        attention + "key/kernel": (24, 3, 8),
+        attention + "key/bias": (3, 8),
+        attention + "value/kernel": (24, 3, 8),
+        attention + "value/bias": (3, 8),
+        attention + "out/kernel": (3, 8, 24),
+        attention + "out/bias": (24,),
+        block + "LayerNorm_2/scale": (24,),
+        block + "LayerNorm_2/bias": (24,),
+        block + "MlpBlock_3/Dense_0/kernel": (24, 40),
+        block + "MlpBlock_3/Dense_0/bias": (40,),
+        block + "MlpBlock_3/Dense_1/kernel": (40, 24),
+        block + "MlpBlock_3/Dense_1/bias": (24,),
+        "Transformer/encoder_norm/scale": (24,),
+        "Transformer/encoder_norm/bias": (24,),
+        "pre_logits/kernel": (24, 16),
+        "pre_logits/bias": (16,),
+        "head/kernel": (16, 5),
+        "head/bias": (5,),
+    }
+
+
+@pytest.mark.parametrize("representation_size", [0, 16])
+def test_an_official_checkpoint_becomes_the_same_vit(tmp_path, representation_size):
+    vit = vit_of(representation_size=representation_size)
+    np.savez(tmp_path / "vit.npz", **to_jax(vit))
+    loaded = load_vit(tmp_path / "vit.npz", num_heads=3)
+    assert loaded.config == vit.config and same_logits(vit, loaded)
+
+
+def test_another_number_of_heads_in_the_official_layout_is_noticed():
+    with pytest.raises(ValueError, match=r"query/kernel has shape \(24, 3, 8\), not"):
+        load_weights(vit_of(num_heads=4), to_jax(vit_of()))
+
+
+def test_files_that_torchvision_published_have_older_names():
+    vit, other = vit_of(1), vit_of(2)
+    published = {
+        name.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): t
+        for name, t in to_torchvision(vit).items()
+    }
+    assert load_weights(other, published) == [] and same_logits(vit, other)
+
+
+# What does not fit
+
+
+@each_naming
+def test_one_error_lists_all_that_is_unknown_missing_or_wrong(naming):
+    vit = vit_of(seed=1)
+    before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
+    given = dict(WRITERS[naming](vit_of(seed=2)))
+    missing, wrong = list(given)[3], list(given)[-2]
+    del given[missing]
+    given[wrong] = given[wrong][1:]
+    given["temperature"] = torch.zeros(1)
+    with pytest.raises(ValueError) as error:
+        load_weights(vit, given)
+    lines = str(error.value).splitlines()
+    assert "  unknown: temperature" in lines
+    assert f"  missing: {missing}" in lines
+    shape = tuple(given[wrong].shape)
+    assert any(f"  {wrong} has shape {shape}, not" in line for line in lines)
+    assert len(lines) == 5
+    assert all(torch.equal(before[n], t) for n, t in vit.state_dict().items())
+
+
+def test_unknown_names_are_not_guessed_at():
+    for load in (lambda w: load_weights(vit_of(), w), config_from_state_dict):
+        with pytest.raises(ValueError, match=r"torchvision, .*timm.*JAX.*layer1\.conv"):
+            load({"layer1.conv": torch.zeros(3)})
+
+
+@each_naming
+def test_a_head_is_left_out_on_request(naming):
+    vit, other = vit_of(seed=1), vit_of(seed=2, num_classes=3)
+    given = WRITERS[naming](vit)
+    with pytest.raises(ValueError, match="head=False"):
+        load_weights(other, given)
+    head = other.head.weight.clone()
+    left_out = load_weights(other, given, head=False)
+    assert [name for name in given if name not in left_out] == list(given)[:-2]
+    assert torch.equal(other.head.weight, head)
+    assert torch.equal(other.encoder[1].mlp.expand.bias, vit.encoder[1].mlp.expand.bias)
+    backbone = vit_of(seed=3, num_classes=0)
+    assert load_weights(backbone, given, head=False) == left_out
+    assert load_weights(other, WRITERS[naming](backbone), head=False) == []
+    with pytest.raises(ValueError, match="missing"):
+        load_weights(other, WRITERS[naming](backbone))
+
+
+def test_a_representation_layer_goes_with_the_head():
+    vit = vit_of(representation_size=16)
+    names = ["representation.0.weight", "representation.0.bias"]
+    head = ["head.weight", "head.bias"]
+    plain = vit_of(num_classes=3)
+    assert load_weights(plain, vit.state_dict(), head=False) == names + head
+    with pytest.raises(ValueError, match=r"unknown: representation\.0\.weight"):
+        load_weights(vit_of(), vit.state_dict())  # the head would see something else
+    other = vit_of(seed=1, representation_size=16, num_classes=3)
+    assert load_weights(other, vit.state_dict(), head=False) == head
+    layer = other.representation[0].weight
+    assert torch.equal(layer, vit.representation[0].weight)
+
+
+@each_naming
+def test_the_configuration_is_read_from_the_shapes(naming):
+    for options in ({}, {"num_classes": 0}, {"image_size": 48, "mlp_dim": 32}):
+        vit = vit_of(**options)
+        found = config_from_state_dict(WRITERS[naming](vit), num_heads=3)
+        eps = 1e-12 if naming.startswith("hugging") else 1e-6
+        assert found == ViTConfig(**(SIZES | options | {"layer_norm_eps": eps}))
+
+
+def test_heads_are_those_of_the_published_variant_unless_told():
+    for name, heads in (("ViT-H/14", 16), ("ViT-L/16", 16), ("ViT-Ti/16", 3)):
+        with torch.device("meta"):
+            state_dict = create_vit(name, num_layers=1).state_dict()
+        assert config_from_state_dict(state_dict).num_heads == heads
+    wide = vit_of(embedding_dim=128, num_heads=4).state_dict()
+    assert config_from_state_dict(wide).num_heads == 2  # D / 64
+    assert config_from_state_dict(wide, num_heads=4).num_heads == 4
+
+
+def test_patches_that_make_no_square():
+    with pytest.raises(ValueError, match="20 patches are no square"):
+        config_from_state_dict(to_timm(vit_of(image_size=(32, 40))))
+
+
+def test_half_a_vit_is_an_error_that_names_what_is_missing():
+    whole = to_timm(vit_of())
+    for name in ("pos_embed", "patch_embed.proj.weight"):
+        half = {key: tensor for key, tensor in whole.items() if key != name}
+        with pytest.raises(ValueError, match="names are those of timm"):
+            config_from_state_dict(half)
+
+
+# Files
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth", ".pt", ".bin"])
+def test_files_of_every_kind(tmp_path, suffix):
+    vit, path = vit_of(), tmp_path / f"vit{suffix}"
+    if suffix == ".npz":
+        np.savez(path, **to_jax(vit))
+    elif suffix == ".safetensors":
+        save_file(to_timm(vit), path)
+    else:
+        torch.save({"model": to_timm(vit)}, path)  # as DeiT's files are
+    assert same_logits(load_vit(path, num_heads=3), vit)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=rf"vit{suffix} cannot be read as weights"):
+        read_weights(path)
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"vit\.pth"):
+        read_weights(tmp_path / "vit.pth")
+    (tmp_path / "vit.onnx").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"vit\.onnx.*\.safetensors \.npz"):
+        read_weights(tmp_path / "vit.onnx")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match=r"list\.pth cannot be read"):
+        read_weights(tmp_path / "list.pth")
+
+
+def test_a_file_at_another_resolution_with_other_classes(tmp_path):
+    vit = vit_of()
+    save_file(to_timm(vit), tmp_path / "vit.safetensors")
+    larger = load_vit(
+        tmp_path / "vit.safetensors", num_heads=3, image_size=(48, 64), num_classes=2
+    )
+    images = images_for(larger)
+    features = vit.forward_features(images, interpolate=True)
+    assert torch.equal(larger.forward_features(images), features)
+    assert not larger.head.weight.any() and larger(images).shape == (2, 2)
+
+
+def readme_code(word):
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (code,) = (c for c in re.findall(r"```python\n(.*?)```", readme, re.S) if word in c)
+    return code
+
+
+def test_the_three_lines_of_the_readme(tmp_path, monkeypatch, capsys, picture):
+    """From a checkpoint of timm's to a prediction."""
+    vit = give_random_values(create_vit("ViT-Ti/16"))
+    save_file(to_timm(vit), tmp_path / "vit_tiny_patch16_224.safetensors")
+    picture.save(tmp_path / "photo.jpg")
+    monkeypatch.setattr(utils, "REPOSITORY", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    code = readme_code("load_vit")
+    statements = [
+        line
+        for line in code.splitlines()
+        if line and not line.startswith(("from ", "import "))
+    ]
+    assert len(statements) == 3
+    exec(code, {})
+    image = weights.evaluation_transform(224)(Image.open("photo.jpg")).unsqueeze(0)
+    best = vit.eval()(image).argmax().item()
+    names = weights.ViT_B_16_Weights.DEFAULT.meta["categories"]
+    assert names[best] in capsys.readouterr().out
+
+
+# As the backbone of notebook 09
+
+
+def test_vit_weights_names_the_backbone(tmp_path, monkeypatch):
+    vit = vit_of(seed=1, embedding_dim=192)
+    save_file(to_huggingface(vit), tmp_path / "mine.safetensors")
+    monkeypatch.setenv("VIT_WEIGHTS", str(tmp_path / "mine.safetensors"))
+    monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")
+    backbone, transform, description = load_pretrained_backbone()
+    assert "mine.safetensors" in description and str(tmp_path) not in description
+    assert "Hugging Face" in description and "32 pixels" in description
+    assert transform.crop_size == [32] and transform.mean == [0.5] * 3
+    assert backbone.embedding_dim == 192 and not backbone.training
+    images = images_for(vit)
+    features = vit.forward_features(images)[:, 0]
+    torch.testing.assert_close(backbone(images), features, rtol=1e-4, atol=1e-4)
+    # By name one gets what one asked for
+    assert "drawn dishes" in load_pretrained_backbone("drawn_dishes")[2]
+    monkeypatch.setenv("VIT_WEIGHTS", "")
+    assert "drawn dishes" in load_pretrained_backbone()[2]
+    monkeypatch.setenv("VIT_WEIGHTS", "no/such/file.pth")
+    with pytest.raises(FileNotFoundError, match=r"no/such/file\.pth"):
+        load_pretrained_backbone()
+
+
+@pytest.mark.skipif(
+    not VIT_S_14.is_file(), reason="the real checkpoint is not beside the repository"
+)
+def test_a_really_pretrained_checkpoint_tells_the_photos_apart(tmp_path, monkeypatch):
+    """By standardised logistic regression on its class token; 75 test photos."""
+    monkeypatch.setenv("VIT_WEIGHTS", str(VIT_S_14))
+    backbone, transform, _ = load_pretrained_backbone()
+    assert backbone.config.patch_size == 14 and backbone.config.num_heads == 6
+    zip_file = SHARED / "data/pizza_steak_sushi.zip"
+    folder = data_setup.download_data(zip_file, tmp_path / "photos")
+    photos = data_setup.FoodImages(folder / "train", folder / "test", None, "photos")
+    images, labels, train = images_of(photos, transform)
+    assert len(labels) - train == 75
+    batches = DataLoader(TensorDataset(images, labels), 50)
+    features = engine.extract_features(backbone, batches, "cpu").tensors[0].numpy()
+    assert probe(features, labels, official(labels, train), C=0.01) >= 0.85
