@@ -50,18 +50,19 @@ BACKBONES = ("auto", "vit_b_16", "drawn_dishes")
 # Everybody's weights into our ViT
 
 
-def load_vit(path: str | Path, **overrides) -> ViT:
-    """A ViT made from a file of weights: sizes, positions, head and all.
+def load_vit(weights: str | Path | Mapping[str, torch.Tensor], **overrides) -> ViT:
+    """A ViT made from a file of weights, or a state_dict: sizes, positions and head.
 
-    `overrides` are fields of `ViTConfig`. With another `num_classes` the file's head is
-    left out, with another `image_size` its positions are interpolated. Official JAX
+    `overrides` are fields of `ViTConfig`. With another `num_classes` their head is
+    left out, with another `image_size` their positions are interpolated. Official JAX
     checkpoints were trained with `gelu="tanh"`.
 
     Raises:
         FileNotFoundError, ValueError: see `read_weights`, `config_from_state_dict` and
             `load_weights`.
     """
-    tensors = read_weights(path)
+    is_file = isinstance(weights, str | Path)
+    tensors = read_weights(weights) if is_file else weights
     found = config_from_state_dict(tensors, num_heads=overrides.get("num_heads"))
     vit = ViT(replace(found, **overrides))
     load_weights(
@@ -211,10 +212,10 @@ def dispensable_names(
         for part in ("head.", "representation.")
     )
     if not head:
-        return (
-            heads | (representation - given.keys()) | (representation - expected.keys())
-        )
-    return set() if heads & given.keys() else representation - expected.keys()
+        return heads | (representation - (given.keys() & expected.keys()))
+    if heads & given.keys():  # it was trained to see what the representation layer says
+        return set()
+    return representation - expected.keys()
 
 
 def fit_positions(given: dict[str, torch.Tensor], name: str, vit: ViT) -> None:
@@ -377,10 +378,11 @@ def load_vit_file(path: str | Path) -> tuple[nn.Module, Transform, str]:
     Colours are normalised as most weights under these names expect it. (Some of timm's
     expect 0.5 instead of ImageNet's numbers; a frozen backbone forgives that.)
     """
-    vit = load_vit(path, num_classes=0, representation_size=0)
+    tensors = read_weights(path)
+    naming = naming_of(tensors)
+    vit = load_vit(tensors, num_classes=0, representation_size=0)
     vit.name, vit.embedding_dim = Path(path).stem, vit.config.embedding_dim
     size = vit.config.image_size
-    naming = naming_of(read_weights(path))
     transform = evaluation_transform(size, naming.mean, naming.std)
     description = (
         f"a ViT with patches of {vit.config.patch_size} and images of {size} pixels "

@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ import torch
 from measure_transfer import images_of, official, probe
 from PIL import Image
 from safetensors.torch import save_file
+from tiny_vit import TINY, tiny_vit
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from going_modular import data_setup, engine, utils, weights
-from going_modular.model_builder import ViT, ViTConfig, create_vit
+from going_modular.model_builder import ViT, create_vit
 from going_modular.utils import REPOSITORY
 from going_modular.weights import (
     config_from_state_dict,
@@ -31,15 +33,6 @@ from helper_functions import give_random_values
 SHARED = (REPOSITORY / os.environ.get("SHARED", "../shared")).resolve()
 VIT_S_14 = SHARED / "weights/vit_small_patch14_224.timm.safetensors"
 
-SIZES = dict(
-    image_size=32,
-    patch_size=8,
-    embedding_dim=24,
-    num_layers=2,
-    num_heads=3,
-    mlp_dim=40,
-    num_classes=5,
-)
 WRITERS = {
     "ours": ViT.state_dict,
     "torchvision": to_torchvision,
@@ -49,10 +42,6 @@ WRITERS = {
     "jax": to_jax,
 }
 each_naming = pytest.mark.parametrize("naming", WRITERS)
-
-
-def vit_of(seed=0, **overrides):
-    return give_random_values(ViT(ViTConfig(**(SIZES | overrides))), seed).eval()
 
 
 def images_for(vit, count=2):
@@ -72,7 +61,7 @@ def same_logits(vit, other):
 @each_naming
 @pytest.mark.parametrize("options", [{}, {"num_classes": 0}, {"image_size": (32, 40)}])
 def test_written_and_loaded_again_it_is_the_same(naming, options):
-    vit, other = vit_of(seed=1, **options), vit_of(seed=2, **options)
+    vit, other = tiny_vit(seed=1, **options), tiny_vit(seed=2, **options)
     eps = 1e-12 if naming.startswith("hugging") else 1e-6
     for module in vit.modules():
         if isinstance(module, nn.LayerNorm):
@@ -84,14 +73,14 @@ def test_written_and_loaded_again_it_is_the_same(naming, options):
 
 @pytest.mark.parametrize("naming", ["ours", "torchvision", "jax"])
 def test_so_it_is_with_a_representation_layer(naming):
-    vit, other = (vit_of(seed, representation_size=16) for seed in (1, 2))
+    vit, other = (tiny_vit(seed, representation_size=16) for seed in (1, 2))
     assert load_weights(other, WRITERS[naming](vit)) == []
     assert same_logits(vit, other)
 
 
 @pytest.mark.parametrize("naming", ["ours", "timm", "jax"])
 def test_so_it_is_with_mean_pooling(naming):
-    vit, other = (vit_of(seed, pool="mean") for seed in (1, 2))
+    vit, other = (tiny_vit(seed, pool="mean") for seed in (1, 2))
     written = WRITERS[naming](vit)
     assert load_weights(other, written) == []
     assert same_logits(vit, other)
@@ -100,7 +89,7 @@ def test_so_it_is_with_mean_pooling(naming):
 
 @pytest.mark.parametrize("kind", ["learned_2d", "sincos_2d", "none"])
 def test_other_positions_are_written_as_the_table_they_amount_to(kind):
-    vit, other = vit_of(1, pos_embedding=kind), vit_of(2)
+    vit, other = tiny_vit(1, pos_embedding=kind), tiny_vit(2)
     load_weights(other, to_timm(vit))
     assert same_logits(vit, other)
     with pytest.raises(ValueError, match="pos_embed"):
@@ -110,26 +99,30 @@ def test_other_positions_are_written_as_the_table_they_amount_to(kind):
 def test_what_others_have_not_cannot_be_written():
     stem = nn.Conv2d(3, 3, 3, padding=1)
     for vit, write, words in (
-        (vit_of(pool="mean"), to_torchvision, "torchvision has no ViT without a class"),
         (
-            vit_of(pool="mean"),
+            tiny_vit(pool="mean"),
+            to_torchvision,
+            "torchvision has no ViT without a class",
+        ),
+        (
+            tiny_vit(pool="mean"),
             to_huggingface,
             "transformers has no ViT without a class",
         ),
         (
-            vit_of(representation_size=16),
+            tiny_vit(representation_size=16),
             to_timm,
             "timm has no name for representation",
         ),
-        (vit_of(representation_size=16), to_huggingface, "representation_size=16"),
-        (ViT(ViTConfig(**SIZES), stem), to_timm, "timm has no name for stem.weight"),
+        (tiny_vit(representation_size=16), to_huggingface, "representation_size=16"),
+        (ViT(TINY, stem), to_timm, "timm has no name for stem.weight"),
     ):
         with pytest.raises(ValueError, match=words):
             write(vit)
 
 
 def test_what_is_written_is_a_copy_that_can_be_saved(tmp_path):
-    vit = vit_of()
+    vit = tiny_vit()
     for write in (to_torchvision, to_timm, to_huggingface):
         written = write(vit)
         save_file(written, tmp_path / "vit.safetensors")
@@ -144,7 +137,7 @@ def test_what_is_written_is_a_copy_that_can_be_saved(tmp_path):
 
 def test_the_official_layout_is_flaxs():
     """Names and shapes as in the paper's checkpoints, here with D = 24 and 3 heads."""
-    written = to_jax(vit_of(num_layers=1, representation_size=16))
+    written = to_jax(tiny_vit(num_layers=1, representation_size=16))
     block = "Transformer/encoderblock_0/"
     attention = block + "MultiHeadDotProductAttention_1/"
     assert {name: values.shape for name, values in written.items()} == {
@@ -179,7 +172,7 @@ def test_the_official_layout_is_flaxs():
 
 @pytest.mark.parametrize("representation_size", [0, 16])
 def test_an_official_checkpoint_becomes_the_same_vit(tmp_path, representation_size):
-    vit = vit_of(representation_size=representation_size)
+    vit = tiny_vit(representation_size=representation_size)
     np.savez(tmp_path / "vit.npz", **to_jax(vit))
     loaded = load_vit(tmp_path / "vit.npz", num_heads=3)
     assert loaded.config == vit.config and same_logits(vit, loaded)
@@ -187,11 +180,11 @@ def test_an_official_checkpoint_becomes_the_same_vit(tmp_path, representation_si
 
 def test_another_number_of_heads_in_the_official_layout_is_noticed():
     with pytest.raises(ValueError, match=r"query/kernel has shape \(24, 3, 8\), not"):
-        load_weights(vit_of(num_heads=4), to_jax(vit_of()))
+        load_weights(tiny_vit(num_heads=4), to_jax(tiny_vit()))
 
 
 def test_files_that_torchvision_published_have_older_names():
-    vit, other = vit_of(1), vit_of(2)
+    vit, other = tiny_vit(1), tiny_vit(2)
     published = {
         name.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): t
         for name, t in to_torchvision(vit).items()
@@ -204,9 +197,9 @@ def test_files_that_torchvision_published_have_older_names():
 
 @each_naming
 def test_one_error_lists_all_that_is_unknown_missing_or_wrong(naming):
-    vit = vit_of(seed=1)
+    vit = tiny_vit(seed=1)
     before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
-    given = dict(WRITERS[naming](vit_of(seed=2)))
+    given = dict(WRITERS[naming](tiny_vit(seed=2)))
     missing, wrong = list(given)[3], list(given)[-2]
     del given[missing]
     given[wrong] = given[wrong][1:]
@@ -223,14 +216,14 @@ def test_one_error_lists_all_that_is_unknown_missing_or_wrong(naming):
 
 
 def test_unknown_names_are_not_guessed_at():
-    for load in (lambda w: load_weights(vit_of(), w), config_from_state_dict):
+    for load in (lambda w: load_weights(tiny_vit(), w), config_from_state_dict):
         with pytest.raises(ValueError, match=r"torchvision, .*timm.*JAX.*layer1\.conv"):
             load({"layer1.conv": torch.zeros(3)})
 
 
 @each_naming
 def test_a_head_is_left_out_on_request(naming):
-    vit, other = vit_of(seed=1), vit_of(seed=2, num_classes=3)
+    vit, other = tiny_vit(seed=1), tiny_vit(seed=2, num_classes=3)
     given = WRITERS[naming](vit)
     with pytest.raises(ValueError, match="head=False"):
         load_weights(other, given)
@@ -239,7 +232,7 @@ def test_a_head_is_left_out_on_request(naming):
     assert [name for name in given if name not in left_out] == list(given)[:-2]
     assert torch.equal(other.head.weight, head)
     assert torch.equal(other.encoder[1].mlp.expand.bias, vit.encoder[1].mlp.expand.bias)
-    backbone = vit_of(seed=3, num_classes=0)
+    backbone = tiny_vit(seed=3, num_classes=0)
     assert load_weights(backbone, given, head=False) == left_out
     assert load_weights(other, WRITERS[naming](backbone), head=False) == []
     with pytest.raises(ValueError, match="missing"):
@@ -247,14 +240,14 @@ def test_a_head_is_left_out_on_request(naming):
 
 
 def test_a_representation_layer_goes_with_the_head():
-    vit = vit_of(representation_size=16)
+    vit = tiny_vit(representation_size=16)
     names = ["representation.0.weight", "representation.0.bias"]
     head = ["head.weight", "head.bias"]
-    plain = vit_of(num_classes=3)
+    plain = tiny_vit(num_classes=3)
     assert load_weights(plain, vit.state_dict(), head=False) == names + head
     with pytest.raises(ValueError, match=r"unknown: representation\.0\.weight"):
-        load_weights(vit_of(), vit.state_dict())  # the head would see something else
-    other = vit_of(seed=1, representation_size=16, num_classes=3)
+        load_weights(tiny_vit(), vit.state_dict())  # the head would see something else
+    other = tiny_vit(seed=1, representation_size=16, num_classes=3)
     assert load_weights(other, vit.state_dict(), head=False) == head
     layer = other.representation[0].weight
     assert torch.equal(layer, vit.representation[0].weight)
@@ -263,10 +256,10 @@ def test_a_representation_layer_goes_with_the_head():
 @each_naming
 def test_the_configuration_is_read_from_the_shapes(naming):
     for options in ({}, {"num_classes": 0}, {"image_size": 48, "mlp_dim": 32}):
-        vit = vit_of(**options)
+        vit = tiny_vit(**options)
         found = config_from_state_dict(WRITERS[naming](vit), num_heads=3)
         eps = 1e-12 if naming.startswith("hugging") else 1e-6
-        assert found == ViTConfig(**(SIZES | options | {"layer_norm_eps": eps}))
+        assert found == replace(TINY, layer_norm_eps=eps, **options)
 
 
 def test_heads_are_those_of_the_published_variant_unless_told():
@@ -274,18 +267,18 @@ def test_heads_are_those_of_the_published_variant_unless_told():
         with torch.device("meta"):
             state_dict = create_vit(name, num_layers=1).state_dict()
         assert config_from_state_dict(state_dict).num_heads == heads
-    wide = vit_of(embedding_dim=128, num_heads=4).state_dict()
+    wide = tiny_vit(embedding_dim=128, num_heads=4).state_dict()
     assert config_from_state_dict(wide).num_heads == 2  # D / 64
     assert config_from_state_dict(wide, num_heads=4).num_heads == 4
 
 
 def test_patches_that_make_no_square():
     with pytest.raises(ValueError, match="20 patches are no square"):
-        config_from_state_dict(to_timm(vit_of(image_size=(32, 40))))
+        config_from_state_dict(to_timm(tiny_vit(image_size=(32, 40))))
 
 
 def test_half_a_vit_is_an_error_that_names_what_is_missing():
-    whole = to_timm(vit_of())
+    whole = to_timm(tiny_vit())
     for name in ("pos_embed", "patch_embed.proj.weight"):
         half = {key: tensor for key, tensor in whole.items() if key != name}
         with pytest.raises(ValueError, match="names are those of timm"):
@@ -297,7 +290,7 @@ def test_half_a_vit_is_an_error_that_names_what_is_missing():
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth", ".pt", ".bin"])
 def test_files_of_every_kind(tmp_path, suffix):
-    vit, path = vit_of(), tmp_path / f"vit{suffix}"
+    vit, path = tiny_vit(), tmp_path / f"vit{suffix}"
     if suffix == ".npz":
         np.savez(path, **to_jax(vit))
     elif suffix == ".safetensors":
@@ -323,7 +316,7 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_a_file_at_another_resolution_with_other_classes(tmp_path):
-    vit = vit_of()
+    vit = tiny_vit()
     save_file(to_timm(vit), tmp_path / "vit.safetensors")
     larger = load_vit(
         tmp_path / "vit.safetensors", num_heads=3, image_size=(48, 64), num_classes=2
@@ -365,7 +358,7 @@ def test_the_three_lines_of_the_readme(tmp_path, monkeypatch, capsys, picture):
 
 
 def test_vit_weights_names_the_backbone(tmp_path, monkeypatch):
-    vit = vit_of(seed=1, embedding_dim=192)
+    vit = tiny_vit(seed=1, embedding_dim=192)
     save_file(to_huggingface(vit), tmp_path / "mine.safetensors")
     monkeypatch.setenv("VIT_WEIGHTS", str(tmp_path / "mine.safetensors"))
     monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")

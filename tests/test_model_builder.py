@@ -1,9 +1,11 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_vit import TINY
 from torch import nn
 
 from going_modular.model_builder import (
@@ -19,19 +21,9 @@ from going_modular.model_builder import (
 from going_modular.utils import count_parameters
 from helper_functions import give_random_values
 
-TINY = dict(
-    image_size=32,
-    patch_size=8,
-    embedding_dim=24,
-    num_layers=2,
-    num_heads=3,
-    mlp_dim=40,
-    num_classes=5,
-)
-
 
 def tiny(**overrides):
-    return ViT(ViTConfig(**(TINY | overrides)))
+    return ViT(replace(TINY, **overrides))
 
 
 def close(a, b):

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision.models
 from safetensors.torch import save_file
+from tiny_vit import TINY
 from torch import nn
 
 from going_modular import notebooks, weight_names
@@ -29,16 +30,6 @@ from going_modular.weights import (
 )
 
 WHERE = "install it with `pip install -r requirements-peers.txt`"
-TINY = ViTConfig(
-    image_size=32,
-    patch_size=8,
-    embedding_dim=24,
-    num_layers=3,
-    num_heads=3,
-    mlp_dim=40,
-    num_classes=5,
-    layer_norm_eps=1e-6,
-)
 
 
 def peer_module(name):
@@ -65,7 +56,7 @@ def random_images(*shape):
 
 def logits_of(model, images):
     with torch.inference_mode():
-        outputs = model(images)
+        outputs = model.eval()(images)
     return getattr(outputs, "logits", outputs)
 
 
@@ -106,6 +97,26 @@ def huggingface_config(c, **settings):
 def huggingface_peer(name):
     transformers = peer_module("transformers")
     return transformers.ViTForImageClassification(huggingface_config(VIT_CONFIGS[name]))
+
+
+def torchvision_vit(c, **options):
+    sizes = c.num_layers, c.num_heads, c.embedding_dim, c.mlp_dim
+    return torchvision.models.VisionTransformer(
+        c.image_size, c.patch_size, *sizes, num_classes=c.num_classes, **options
+    )
+
+
+def timm_vit(c, **options):
+    return peer_module("timm").models.VisionTransformer(
+        img_size=c.image_size,
+        patch_size=c.patch_size,
+        embed_dim=c.embedding_dim,
+        depth=c.num_layers,
+        num_heads=c.num_heads,
+        mlp_ratio=c.mlp_dim / c.embedding_dim,
+        num_classes=c.num_classes,
+        **options,
+    )
 
 
 PEERS = {
@@ -254,29 +265,14 @@ def test_timms_own_loader_reads_the_official_layout_that_we_write(tmp_path, gelu
 
 
 def test_mean_pooling_and_images_that_are_not_square_as_in_timm():
-    timm = peer_module("timm")
     ours = randomise(ViT(replace(TINY, image_size=(32, 48), pool="mean")), 1)
-    theirs = timm.models.VisionTransformer(
-        img_size=(32, 48),
-        patch_size=8,
-        embed_dim=24,
-        depth=3,
-        num_heads=3,
-        mlp_ratio=40 / 24,
-        num_classes=5,
-        class_token=False,
-        global_pool="avg",
-        fc_norm=False,
-    ).eval()
+    theirs = timm_vit(ours.config, class_token=False, global_pool="avg", fc_norm=False)
     theirs.load_state_dict(to_timm(ours), strict=True)
     assert largest_difference(ours, theirs, random_images(2, 3, 32, 48)) <= 1e-5
 
 
 def test_representation_layer_as_in_torchvision():
-    theirs = torchvision.models.VisionTransformer(
-        32, 8, 3, 3, 24, 40, num_classes=5, representation_size=16
-    )
-    randomise(theirs, 1)
+    theirs = randomise(torchvision_vit(TINY, representation_size=16), 1)
     config = replace(TINY, representation_size=16)
     assert config_from_state_dict(theirs.state_dict(), num_heads=3) == config
     ours = ViT(config).eval()
@@ -297,24 +293,12 @@ def test_sines_and_cosines_as_in_vit_pytorch():
 
 
 def torchvision_with_dropout(c, rate):
-    sizes = c.num_layers, c.num_heads, c.embedding_dim, c.mlp_dim
-    vit = torchvision.models.VisionTransformer(
-        c.image_size, c.patch_size, *sizes, dropout=rate
-    )
+    vit = torchvision_vit(c, dropout=rate)
     return vit, vit.encoder.layers[0].self_attention.dropout
 
 
 def timm_with_dropout(c, rate):
-    vit = peer_module("timm").models.VisionTransformer(
-        img_size=c.image_size,
-        patch_size=c.patch_size,
-        embed_dim=c.embedding_dim,
-        depth=c.num_layers,
-        num_heads=c.num_heads,
-        mlp_ratio=c.mlp_dim / c.embedding_dim,
-        pos_drop_rate=rate,
-        proj_drop_rate=rate,
-    )
+    vit = timm_vit(c, pos_drop_rate=rate, proj_drop_rate=rate)
     return vit, vit.blocks[0].attn.attn_drop.p
 
 

@@ -1,11 +1,13 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from tiny_vit import TINY, tiny_vit
 from torch import nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from going_modular.model_builder import ViT, ViTConfig
+from going_modular.model_builder import ViT
 from going_modular.position_embedding import (
     interpolate_pos_embedding,
     join_axes,
@@ -14,15 +16,6 @@ from going_modular.position_embedding import (
 from going_modular.weights import load_weights
 from helper_functions import give_random_values
 
-SIZES = dict(
-    image_size=(24, 32),
-    patch_size=8,
-    embedding_dim=24,
-    num_layers=2,
-    num_heads=3,
-    mlp_dim=40,
-    num_classes=5,
-)
 GRID = (3, 4)
 KINDS = ("learned_1d", "learned_2d", "sincos_2d", "none")
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -30,7 +23,7 @@ each_pool = pytest.mark.parametrize("pool", ["class_token", "mean"])
 
 
 def vit_of(**overrides):
-    return give_random_values(ViT(ViTConfig(**(SIZES | overrides)))).eval()
+    return tiny_vit(**{"image_size": (24, 32), **overrides})
 
 
 # Four kinds
@@ -176,7 +169,7 @@ def test_forward_at_another_resolution(kind, pool):
 
 def test_loading_at_another_resolution_is_the_same_as_running_at_it():
     small = vit_of(image_size=32)
-    large = ViT(ViTConfig(**(SIZES | {"image_size": (48, 40)}))).eval()
+    large = tiny_vit(seed=1, image_size=(48, 40))
     with pytest.raises(
         ValueError, match=r"(?s)pos_embedding has shape .*interpolate=True"
     ):
@@ -192,8 +185,8 @@ def test_loading_at_another_resolution_is_the_same_as_running_at_it():
 def test_a_stem_makes_a_hybrid():
     """Section 3.1: with 1×1 patches the sequence is the flattened feature map."""
     stem = nn.Sequential(nn.Conv2d(3, 10, 3, stride=2, padding=1), nn.MaxPool2d(4))
-    sizes = SIZES | {"image_size": (3, 4), "patch_size": 1, "in_channels": 10}
-    vit = give_random_values(ViT(ViTConfig(**sizes), stem=stem)).eval()
+    config = replace(TINY, image_size=(3, 4), patch_size=1, in_channels=10)
+    vit = give_random_values(ViT(config, stem=stem)).eval()
     images = torch.randn(2, 3, 24, 32)
     features = stem(images)  # (B, 10, 3, 4)
     tokens = features.flatten(2).transpose(1, 2)  # (B, N, 10)
