@@ -205,7 +205,7 @@ class ViT(nn.Module):
         super().__init__()
         self.config = config
         D = config.embedding_dim
-        self.stem = stem or nn.Identity()
+        self.stem = nn.Identity() if stem is None else stem
         self.patch_embedding = PatchEmbedding(config.in_channels, config.patch_size, D)
         if config.pool == "class_token":
             self.class_token = nn.Parameter(torch.zeros(1, 1, D))

@@ -69,7 +69,7 @@ def load_vit(weights: str | Path | Mapping[str, torch.Tensor], **overrides) -> V
         vit,
         tensors,
         head=vit.config.num_classes == found.num_classes,
-        interpolate=vit.config.image_size != found.image_size,
+        interpolate=True,
     )
     return vit.eval()
 
@@ -121,24 +121,29 @@ def config_from_state_dict(
         {name: torch.as_tensor(values) for name, values in state_dict.items()}
     )
 
+    for name, axes in {
+        "patch_embedding.projection.weight": 4,
+        "pos_embedding": 3,
+        "encoder.0.mlp.expand.weight": 2,
+    }.items():
+        if name not in tensors or tensors[name].ndim != axes:
+            raise ValueError(
+                f"these names are most like those of {naming.title}, but there is no "
+                f"{naming.names(1)[name]} with {axes} axes among the weights"
+            )
+    D, C, P, _ = tensors["patch_embedding.projection.weight"].shape
+    has_class_token = "class_token" in tensors
+    N = tensors["pos_embedding"].shape[1] - has_class_token
+    side = math.isqrt(max(N, 0))
+    if side**2 != N:
+        raise ValueError(
+            f"{N} patches are no square: make a ViT of the right image_size=(H, W) "
+            "and fill it with load_weights"
+        )
+
     def length(name):  # of the first axis; 0 where there is no such tensor
         return len(tensors.get(name, ()))
 
-    try:
-        D, C, P, _ = tensors["patch_embedding.projection.weight"].shape
-        mlp_dim = length("encoder.0.mlp.expand.weight")
-        T = tensors["pos_embedding"].shape[1]
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"the names are those of {naming.title}, but {error} is not as in a ViT"
-        ) from error
-    has_class_token = "class_token" in tensors
-    side = math.isqrt(T - has_class_token)
-    if side**2 != T - has_class_token:
-        raise ValueError(
-            f"{T - has_class_token} patches are no square: make a ViT of the right "
-            "image_size=(H, W) and fill it with load_weights"
-        )
     published = {c.embedding_dim: c.num_heads for c in VIT_CONFIGS.values()}
     return ViTConfig(
         image_size=side * P,
@@ -147,7 +152,7 @@ def config_from_state_dict(
         embedding_dim=D,
         num_layers=naming.depth(state_dict),
         num_heads=num_heads or published.get(D) or max(D // 64, 1),
-        mlp_dim=mlp_dim,
+        mlp_dim=length("encoder.0.mlp.expand.weight"),
         num_classes=length("head.weight"),
         layer_norm_eps=naming.layer_norm_eps,
         pool="class_token" if has_class_token else "mean",
@@ -164,8 +169,9 @@ def load_weights(
 ) -> list[str]:
     """Fill a ViT with weights under anybody's names (`weight_names.NAMINGS`).
 
-    LayerNorms get the eps that the weights were trained with, 1e-12 for those of
-    Hugging Face transformers, else 1e-6; those of this project keep theirs.
+    LayerNorms get the eps that models under these names compute with: 1e-12 for Hugging
+    Face transformers, else 1e-6. Under this project's names they keep theirs. The kind
+    of GELU is not changed: the official JAX checkpoints want `gelu="tanh"`.
 
     Args:
         head: False leaves out the weights' head, and keeps that of `vit` as it is. So
@@ -197,7 +203,7 @@ def load_weights(
     vit.load_state_dict(naming.translate(given), strict=False)  # all are accounted for
     if naming is not OURS:
         vit.config = replace(c, layer_norm_eps=naming.layer_norm_eps)
-        for module in (*vit.encoder.modules(), vit.norm):
+        for module in vit.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = naming.layer_norm_eps
     return left_out

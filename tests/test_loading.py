@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,6 +263,52 @@ def test_the_configuration_is_read_from_the_shapes(naming):
         assert found == replace(TINY, layer_norm_eps=eps, **options)
 
 
+def test_a_representation_layer_without_a_head_is_left_out_or_loaded():
+    """As in Hugging Face's ViTModel, where it is the "pooler"."""
+    sizes = {"num_classes": 0, "representation_size": 24}
+    vit, without = tiny_vit(seed=1, **sizes), tiny_vit(seed=2, num_classes=0)
+    for generation in (4, 5):
+        given = to_huggingface(vit, generation)
+        assert "embeddings.cls_token" in given  # no prefix: it has no classifier
+        pooler = ["pooler.dense.weight", "pooler.dense.bias"]
+        assert load_weights(without, given) == pooler
+        other = tiny_vit(seed=3, **sizes)
+        assert load_weights(other, given) == []
+        assert torch.equal(other.representation[0].bias, vit.representation[0].bias)
+        with pytest.raises(ValueError, match=r"missing: pooler\.dense\.weight"):
+            load_weights(other, to_huggingface(without, generation))
+    kept = tiny_vit(seed=4, representation_size=24)
+    start = kept.representation[0].weight.clone()
+    assert load_weights(kept, without.state_dict(), head=False) == []
+    assert torch.equal(kept.representation[0].weight, start)
+
+
+def test_interpolation_leaves_alone_what_is_no_square_of_positions():
+    wide = {"image_size": (16, 64)}  # 2 × 8 = 16 patches, as many as 4 × 4
+    vit, other = tiny_vit(seed=1, **wide), tiny_vit(seed=2, **wide)
+    load_weights(other, to_timm(vit), interpolate=True)
+    assert same_logits(vit, other)
+    for given, words in (
+        (to_timm(tiny_vit(image_size=(24, 32))), r"pos_embed has shape \(1, 13, 24\)"),
+        (to_timm(vit) | {"pos_embed": torch.zeros(5, 24)}, "pos_embed has shape"),
+        ({k: v for k, v in to_timm(vit).items() if k != "pos_embed"}, "missing: pos"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            load_weights(other, given, interpolate=True)
+    axes = tiny_vit(pos_embedding="learned_2d")
+    larger = tiny_vit(pos_embedding="learned_2d", image_size=80)
+    with pytest.raises(ValueError, match=r"pos_embedding has shape \(1, 8, 12\)"):
+        load_weights(larger, axes.state_dict(), interpolate=True)
+
+
+def test_half_precision_is_read_as_the_numbers_that_it_holds():
+    vit = tiny_vit(seed=1)
+    half = {name: tensor.half() for name, tensor in to_timm(vit).items()}
+    whole = {name: tensor.float() for name, tensor in half.items()}
+    loaded = [load_vit(w, num_heads=3, image_size=64) for w in (half, whole)]
+    assert same_logits(*loaded) and loaded[0].norm.weight.dtype == torch.float32
+
+
 def test_heads_are_those_of_the_published_variant_unless_told():
     for name, heads in (("ViT-H/14", 16), ("ViT-L/16", 16), ("ViT-Ti/16", 3)):
         with torch.device("meta"):
@@ -270,6 +317,7 @@ def test_heads_are_those_of_the_published_variant_unless_told():
     wide = tiny_vit(embedding_dim=128, num_heads=4).state_dict()
     assert config_from_state_dict(wide).num_heads == 2  # D / 64
     assert config_from_state_dict(wide, num_heads=4).num_heads == 4
+    assert config_from_state_dict(tiny_vit().state_dict()).num_heads == 1
 
 
 def test_patches_that_make_no_square():
@@ -279,10 +327,20 @@ def test_patches_that_make_no_square():
 
 def test_half_a_vit_is_an_error_that_names_what_is_missing():
     whole = to_timm(tiny_vit())
-    for name in ("pos_embed", "patch_embed.proj.weight"):
+    for name in ("pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"):
         half = {key: tensor for key, tensor in whole.items() if key != name}
-        with pytest.raises(ValueError, match="names are those of timm"):
-            config_from_state_dict(half)
+        flat = whole | {name: torch.zeros(5)}
+        for given in (half, flat):
+            with pytest.raises(ValueError, match=rf"those of timm.*no {name} with"):
+                config_from_state_dict(given)
+
+
+def test_a_key_without_its_query_and_value_is_missing():
+    given = to_huggingface(tiny_vit())
+    query = "vit.layers.0.attention.q_proj.weight"
+    del given[query]
+    with pytest.raises(ValueError, match=f"missing: {query}"):
+        load_vit(given, num_heads=3)
 
 
 # Files
@@ -296,7 +354,9 @@ def test_files_of_every_kind(tmp_path, suffix):
     elif suffix == ".safetensors":
         save_file(to_timm(vit), path)
     else:
-        torch.save({"model": to_timm(vit)}, path)  # as DeiT's files are
+        wrapper = {".pth": "model", ".pt": "state_dict"}.get(suffix)  # DeiT, Lightning
+        content = to_timm(vit)
+        torch.save({wrapper: content} if wrapper else content, path)
     assert same_logits(load_vit(path, num_heads=3), vit)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
@@ -313,6 +373,17 @@ def test_files_that_are_none(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match=r"list\.pth cannot be read"):
         read_weights(tmp_path / "list.pth")
+
+
+def test_a_file_cannot_run_code(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "it ran",)
+
+    torch.save({"state_dict": Trap()}, tmp_path / "trap.pth")
+    with pytest.raises(ValueError, match=r"trap\.pth cannot be read"):
+        read_weights(tmp_path / "trap.pth")
+    assert not (tmp_path / "it ran").exists()
 
 
 def test_a_file_at_another_resolution_with_other_classes(tmp_path):
@@ -365,11 +436,19 @@ def test_vit_weights_names_the_backbone(tmp_path, monkeypatch):
     backbone, transform, description = load_pretrained_backbone()
     assert "mine.safetensors" in description and str(tmp_path) not in description
     assert "Hugging Face" in description and "32 pixels" in description
-    assert transform.crop_size == [32] and transform.mean == [0.5] * 3
+    assert transform.crop_size == [32] and transform.resize_size == [36]
+    assert transform.mean == transform.std == [0.5] * 3
     assert backbone.embedding_dim == 192 and not backbone.training
     images = images_for(vit)
     features = vit.forward_features(images)[:, 0]
     torch.testing.assert_close(backbone(images), features, rtol=1e-4, atol=1e-4)
+    # A file of the paper's own, with its pre-training layer and head
+    official = tiny_vit(seed=2, embedding_dim=192, representation_size=16)
+    np.savez(tmp_path / "official.npz", **to_jax(official))
+    monkeypatch.setenv("VIT_WEIGHTS", str(tmp_path / "official.npz"))
+    backbone, transform, _ = load_pretrained_backbone()
+    assert backbone(images).shape == (2, 192) and transform.mean == [0.5] * 3
+    monkeypatch.setenv("VIT_WEIGHTS", str(tmp_path / "mine.safetensors"))
     # By name one gets what one asked for
     assert "drawn dishes" in load_pretrained_backbone("drawn_dishes")[2]
     monkeypatch.setenv("VIT_WEIGHTS", "")

@@ -397,6 +397,7 @@ def test_dropout_is_where_appendix_b1_puts_it():
     hidden = []
     block.mlp.contract.register_forward_pre_hook(lambda _, x: hidden.append(x[0]))
     vit(torch.randn(16, 3, 32, 32))
+    assert set(zeros) == {"positions", "qkv", "attention", "mlp"}
     assert zeros.pop("qkv") == 0
     zeros["mlp, inside"] = (hidden[0] == 0).float().mean().item()
     assert all(abs(share - 0.5) < 0.05 for share in zeros.values()), zeros

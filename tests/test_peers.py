@@ -364,7 +364,7 @@ def test_the_table_of_notebook_07_is_true(name, build):
         else "no",
         str(len(norms) + 2 * (12 - TINY.num_layers)),  # with B/16's twelve blocks
         "yes" if zeros > 0.4 else "no",
-        "the same rate" if attention_rate == 0.5 else "a rate of its own",
+        "shares the MLP's" if attention_rate == 0.5 else "set separately",
     ]
     path = notebooks.NOTEBOOKS[7]
     text = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells)

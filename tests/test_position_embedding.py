@@ -85,6 +85,13 @@ def test_sines_and_cosines_number_by_number():
             )
 
 
+def test_the_fixed_kinds_are_what_they_are_called():
+    positions = vit_of(pos_embedding="sincos_2d").positions(GRID)
+    assert not positions[:, 0].any()  # the class token's
+    assert torch.equal(positions[:, 1:], sincos_2d(GRID, 24))
+    assert not vit_of(pos_embedding="none").positions(GRID).any()
+
+
 def test_without_positions_the_order_of_patches_is_lost():
     images = torch.randn(1, 3, 24, 32)
     shuffled = torch.cat([images[..., 8:], images[..., :8]], dim=-1)  # whole patches
@@ -146,7 +153,7 @@ def test_interpolation_on_grids_that_are_not_square():
 
 
 def test_positions_that_do_not_fit_a_grid():
-    for shape in ((1, 14, 24), (1, 11, 24), (13, 24)):
+    for shape in ((1, 14, 24), (1, 11, 24), (13, 24), (24, 13), (1, 13, 24, 1)):
         with pytest.raises(ValueError, match=r"\(1, 12, D\).*3 × 4") as error:
             interpolate_pos_embedding(torch.zeros(shape), GRID, (5, 5))
         assert str(shape) in str(error.value)
