@@ -186,10 +186,14 @@ class TransformerEncoderBlock(nn.Module):
 class ViT(nn.Module):
     """The Vision Transformer: equations 1 to 4.
 
-    Shapes: (B, C, H, W) -> logits (B, K), or features (B, D) where `num_classes=0`.
+    Shapes: (B, C, H, W) -> logits (B, K), or where `num_classes=0` what a head would
+    see, (B, D) or (B, representation_size). With `pool="mean"` there are N tokens
+    wherever a shape says N+1.
+
     The head starts at zero (Section 3.2), so an untrained model gives every class
     the same logit. With `interpolate=True`, `forward` takes images of another size
-    than the configured one, and stretches the positions to their grid (Section 3.2).
+    than the configured one, and stretches the positions, of whatever kind, to their
+    grid (Section 3.2).
 
     Args:
         config: all sizes.
@@ -246,8 +250,9 @@ class ViT(nn.Module):
         """All tokens after the final LayerNorm: (B, C, H, W) -> (B, N+1, D)."""
         x, size = self.stem(images), (self.config.in_channels, *self.config.image_hw)
         if x.shape[1:] != size and not interpolate:
+            what = "images" if x is images else "a feature map of the stem"
             raise ValueError(
-                f"expected images of shape (B, {', '.join(map(str, size))}), got "
+                f"expected {what} of shape (B, {', '.join(map(str, size))}), got "
                 f"{tuple(x.shape)}; for another height and width: interpolate=True"
             )
         patches = self.patch_embedding(x)  # (B, N, D)

@@ -66,8 +66,10 @@ def interpolate_pos_embedding(
 ) -> torch.Tensor:
     """The same positions on a finer or coarser grid (Section 3.2).
 
-    The patch size stays, the grid of positions is stretched, by bicubic interpolation
-    from corner to corner (as in torchvision); the class token's is left as it is.
+    The patch size stays, the grid of positions is stretched; the class token's is left
+    as it is. Bicubic, from corner to corner, as in torchvision. (The paper's code is
+    linear, and timm and Hugging Face place the corners differently: at other sizes
+    their logits are close to ours, not equal.)
 
     Shapes: (1, T, D) with T = rows · columns of `grid`, one more with a class token
     -> the same for `new_grid`. The same grid gives back the tensor itself.

@@ -48,7 +48,7 @@ class ViTConfig:
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type is int:
+            if field.type is int:  # not so if annotations were strings
                 may_be_zero = field.name in ("num_classes", "representation_size")
                 check_size(field.name, value, least=0 if may_be_zero else 1)
             if field.name.endswith("dropout") and not 0 <= value < 1:
@@ -57,14 +57,14 @@ class ViTConfig:
                 )
             if field.name in CHOICES:
                 check_choice(field.name, value)
-        if not isinstance(self.image_size, int):
-            object.__setattr__(self, "image_size", tuple(self.image_size))
-        if len(self.image_hw) != 2:
-            raise ValueError(
-                f"image_size must be a number or (H, W), got {self.image_size}"
-            )
-        for size in self.image_hw:
-            check_divisible("image_size", size, "patch_size", self.patch_size)
+        size = self.image_size
+        if isinstance(size, list | tuple):  # (224, 224) is the same model as 224
+            size = size[0] if len(set(size)) == 1 and len(size) == 2 else tuple(size)
+            object.__setattr__(self, "image_size", size)
+        if isinstance(size, tuple) and len(size) != 2:
+            raise ValueError(f"image_size must be a number or (H, W), got {size!r}")
+        for length in self.image_hw:
+            check_divisible("image_size", length, "patch_size", self.patch_size)
         check_divisible(
             "embedding_dim", self.embedding_dim, "num_heads", self.num_heads
         )
@@ -81,7 +81,7 @@ class ViTConfig:
     def image_hw(self) -> tuple[int, int]:
         """(H, W), pixels."""
         size = self.image_size
-        return (size, size) if isinstance(size, int) else size
+        return size if isinstance(size, tuple) else (size, size)
 
     @property
     def grid(self) -> Grid:
@@ -98,7 +98,7 @@ class ViTConfig:
 
 def check_size(name: str, value: int, least: int = 1) -> None:
     """Raise `ValueError` unless a size is a whole number, large enough."""
-    if not isinstance(value, int) or value < least:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
 
 

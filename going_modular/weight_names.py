@@ -6,6 +6,7 @@ layers, our fused `qkv` is cut in three; and JAX keeps its matrices transposed a
 heads apart.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -45,32 +46,26 @@ class Naming:
 
     def depth(self, names: Iterable[str]) -> int:
         """L, the number of layers that a set of their names speaks of."""
-        names, layer = set(names), 0
-        block = self.parts["encoder.{}.mlp_norm."] + "bias"
-        while block.format(layer) in names:
-            layer += 1
-        return layer
+        before, _, _ = self.parts["encoder.{}.mlp_norm."].partition("{}")
+        layer = re.compile(re.escape(before) + r"(\d+)")
+        return max((int(m[1]) + 1 for m in map(layer.match, names) if m), default=0)
 
     def export(self, tensors: Tensors, num_layers: int, num_heads: int) -> Tensors:
         """Our tensors under their names and in their layout.
 
-        Raises:
-            ValueError: if there are tensors for which they have no name.
+        Those for which they have no name, as the stem of a hybrid, keep ours.
         """
         names = self.names(num_layers)
         if "encoder.{}.attention.q." in self.parts:
             tensors = split_qkv(tensors)
-        nameless = [name for name in tensors if name not in names]
-        if nameless:
-            raise ValueError(f"{self.title} has no name for {', '.join(nameless)}")
         if self.jax:
             tensors = {n: to_jax(n, t, num_heads) for n, t in tensors.items()}
-        return {names[name]: tensor for name, tensor in tensors.items()}
+        return {names.get(name, name): tensor for name, tensor in tensors.items()}
 
     def translate(self, tensors: Tensors) -> Tensors:
-        """Those of their tensors that have a name here, as ours."""
+        """Undo `export`."""
         ours = {b: a for a, b in self.names(self.depth(tensors)).items()}
-        found = {ours[name]: t for name, t in tensors.items() if name in ours}
+        found = {ours.get(name, name): tensor for name, tensor in tensors.items()}
         if self.jax:
             found = {name: from_jax(name, tensor) for name, tensor in found.items()}
         return fuse_qkv(found)
@@ -89,14 +84,17 @@ def split_qkv(tensors: Tensors) -> Tensors:
 
 
 def fuse_qkv(tensors: Tensors) -> Tensors:
-    """`q`, `k` and `v` -> `qkv`, where all three are there: undoes `split_qkv`."""
+    """`q`, `k` and `v` -> `qkv`: undoes `split_qkv`."""
     fused = dict(tensors)
-    for q in [name for name in tensors if ".q." in name]:
-        three = [q.replace(".q.", f".{letter}.") for letter in "qkv"]
-        if all(name in fused for name in three):
-            parts = [fused.pop(name) for name in three]
-            fused[q.replace(".q.", ".qkv.")] = torch.cat(parts)
+    for q in [name for name in tensors if ".attention.q." in name]:
+        parts = [fused.pop(q.replace(".q.", f".{letter}.")) for letter in "qkv"]
+        fused[q.replace(".q.", ".qkv.")] = torch.cat(parts)
     return fused
+
+
+def layer_of(name: str) -> str:
+    """ "q" of "encoder.0.attention.q.weight"; of "class_token", which has none, all."""
+    return name.split(".")[-2:][0]
 
 
 def to_jax(name: str, tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
@@ -105,7 +103,7 @@ def to_jax(name: str, tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
     Shapes: convolution (D, C, P, P) -> (P, P, C, D); dense (out, in) -> (in, out);
     q, k, v (D, D) and (D) -> (D, h, D/h) and (h, D/h); U_msa (D, D) -> (h, D/h, D).
     """
-    part = name.split(".")[-2:][0]
+    part = layer_of(name)
     if tensor.ndim == 4:
         return tensor.permute(2, 3, 1, 0)
     if tensor.ndim == 2:
@@ -119,7 +117,7 @@ def to_jax(name: str, tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
 
 def from_jax(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Undo `to_jax`."""
-    part = name.split(".")[-2:][0]
+    part = layer_of(name)
     if tensor.ndim == 4:
         return tensor.permute(3, 2, 0, 1)
     if part in ("q", "k", "v"):
@@ -275,8 +273,9 @@ def naming_of(names: Iterable[str]) -> Naming:
     best = max(NAMINGS, key=known)
     if not known(best):
         titles = ", ".join(dict.fromkeys(naming.title for naming in NAMINGS))
+        first = ", ".join(sorted(names)[:5]) or "there are none at all"
         raise ValueError(
-            f"these are not the names of a ViT that is known here ({titles}): "
-            f"{', '.join(sorted(names)[:5])}, …"
+            f"these are not the names of a ViT that is known here ({titles}): {first}. "
+            'If they share a prefix, such as "module.", take it away.'
         )
     return best

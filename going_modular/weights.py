@@ -29,7 +29,7 @@ from going_modular.data_setup import (
     get_source,
 )
 from going_modular.model_builder import ViT, ViTConfig
-from going_modular.position_embedding import interpolate_pos_embedding
+from going_modular.position_embedding import Grid, interpolate_pos_embedding
 from going_modular.utils import repository_path
 from going_modular.vit_config import VIT_CONFIGS
 from going_modular.weight_names import (
@@ -51,11 +51,11 @@ BACKBONES = ("auto", "vit_b_16", "drawn_dishes")
 
 
 def load_vit(weights: str | Path | Mapping[str, torch.Tensor], **overrides) -> ViT:
-    """A ViT made from a file of weights, or a state_dict: sizes, positions and head.
+    """A ViT made from a file of weights or a state_dict, in evaluation mode.
 
-    `overrides` are fields of `ViTConfig`. With another `num_classes` their head is
-    left out, with another `image_size` their positions are interpolated. Official JAX
-    checkpoints were trained with `gelu="tanh"`.
+    `overrides` are fields of `ViTConfig`. With another `num_classes` the weights' head
+    is left out, with another `image_size` their positions are interpolated. Official
+    JAX checkpoints were trained with `gelu="tanh"`.
 
     Raises:
         FileNotFoundError, ValueError: see `read_weights`, `config_from_state_dict` and
@@ -63,13 +63,14 @@ def load_vit(weights: str | Path | Mapping[str, torch.Tensor], **overrides) -> V
     """
     is_file = isinstance(weights, str | Path)
     tensors = read_weights(weights) if is_file else weights
-    found = config_from_state_dict(tensors, num_heads=overrides.get("num_heads"))
+    found = config_from_state_dict(tensors, **overrides)
     vit = ViT(replace(found, **overrides))
     load_weights(
         vit,
         tensors,
         head=vit.config.num_classes == found.num_classes,
-        interpolate=True,
+        interpolate=found.grid,
+        layer_norm_eps=overrides.get("layer_norm_eps"),
     )
     return vit.eval()
 
@@ -98,6 +99,8 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         )
     try:
         content = readers[path.suffix](path)
+        if not isinstance(content, Mapping):
+            raise ValueError(f"it holds a {type(content).__name__}, no tensors by name")
         for wrapper in ("model", "state_dict"):  # as DeiT and Lightning write them
             content = content.get(wrapper, content)
         return {name: torch.as_tensor(values) for name, values in content.items()}
@@ -105,59 +108,79 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path.name} cannot be read as weights: {error}") from error
 
 
-def config_from_state_dict(
-    state_dict: Mapping[str, torch.Tensor], num_heads: int | None = None
-) -> ViTConfig:
+def config_from_state_dict(state_dict: Mapping[str, torch.Tensor], **told) -> ViTConfig:
     """The sizes of the ViT that a set of weights belongs to, from their shapes.
 
-    Two things have no shape. The number of heads is that of the published variant with
-    the same D, else D / 64, unless told. The grid of patches is taken for a square.
+    `told` are fields of `ViTConfig` for what has no shape: `gelu`, the dropouts,
+    `layer_norm_eps` (else what `load_weights` sets), `num_heads` (else that of the
+    published variant with the same D, else D / 64; JAX's files know it), and, unless
+    the patches make a square and each has its position, `image_size` and
+    `pos_embedding`. Where shapes say something else than `told`, the shapes win.
 
     Raises:
-        ValueError: if the names are unknown, or the patches do not make a square.
+        ValueError: if names are unknown, or something is missing, misshapen or untold.
     """
-    naming = naming_of(state_dict)
-    tensors = naming.translate(
-        {name: torch.as_tensor(values) for name, values in state_dict.items()}
-    )
-
-    for name, axes in {
+    given = {name: torch.as_tensor(values) for name, values in state_dict.items()}
+    naming = naming_of(given)
+    names = naming.names(naming.depth(given))
+    if unknown := given.keys() - names.values():
+        raise ValueError(
+            f"these names are like those of {naming.title}, but not all are a ViT's:\n"
+            + "\n".join(f"  unknown: {name}" for name in given if name in unknown)
+        )
+    axes = {
         "patch_embedding.projection.weight": 4,
-        "pos_embedding": 3,
         "encoder.0.mlp.expand.weight": 2,
-    }.items():
-        if name not in tensors or tensors[name].ndim != axes:
+        "class_token": 3,
+        "pos_embedding": 3,
+        "representation.0.weight": 2,
+        "head.weight": 2,
+    }
+    found = {names[n]: given[names[n]] for n in axes if names.get(n) in given}
+    tensors = naming.translate(found)
+    optional = {"class_token", "representation.0.weight", "head.weight", *told}
+    for name, count in axes.items():
+        if name in tensors and tensors[name].ndim == count:
+            continue
+        if name in tensors or name not in optional:
             raise ValueError(
                 f"these names are most like those of {naming.title}, but there is no "
-                f"{naming.names(1)[name]} with {axes} axes among the weights"
+                f"{names[name]} with {count} axes among the weights"
             )
     D, C, P, _ = tensors["patch_embedding.projection.weight"].shape
-    has_class_token = "class_token" in tensors
-    N = tensors["pos_embedding"].shape[1] - has_class_token
-    side = math.isqrt(max(N, 0))
-    if side**2 != N:
-        raise ValueError(
-            f"{N} patches are no square: make a ViT of the right image_size=(H, W) "
-            "and fill it with load_weights"
-        )
+    heads = {c.embedding_dim: c.num_heads for c in VIT_CONFIGS.values()}
 
     def length(name):  # of the first axis; 0 where there is no such tensor
         return len(tensors.get(name, ()))
 
-    published = {c.embedding_dim: c.num_heads for c in VIT_CONFIGS.values()}
-    return ViTConfig(
-        image_size=side * P,
-        patch_size=P,
-        in_channels=C,
-        embedding_dim=D,
-        num_layers=naming.depth(state_dict),
-        num_heads=num_heads or published.get(D) or max(D // 64, 1),
-        mlp_dim=length("encoder.0.mlp.expand.weight"),
-        num_classes=length("head.weight"),
-        layer_norm_eps=naming.layer_norm_eps,
-        pool="class_token" if has_class_token else "mean",
-        representation_size=length("representation.0.weight"),
-    )
+    untold = {
+        "num_heads": heads.get(D) or max(D // 64, 1),
+        "layer_norm_eps": naming.layer_norm_eps,
+    }
+    sizes = {
+        "patch_size": P,
+        "in_channels": C,
+        "embedding_dim": D,
+        "num_layers": naming.depth(given),
+        "mlp_dim": length("encoder.0.mlp.expand.weight"),
+        "num_classes": length("head.weight"),
+        "pool": "class_token" if "class_token" in tensors else "mean",
+        "representation_size": length("representation.0.weight"),
+    }
+    if naming.jax:  # its queries are (D, h, D/h)
+        sizes["num_heads"] = given[names["encoder.0.attention.q.weight"]].shape[1]
+    if "pos_embedding" in tensors:
+        _, T, width = tensors["pos_embedding"].shape
+        sizes["pos_embedding"] = "learned_1d" if width == D else "learned_2d"
+        N = T - length("class_token")
+        if width == D and N > 0 and math.isqrt(N) ** 2 == N:
+            sizes["image_size"] = math.isqrt(N) * P
+        elif "image_size" not in told:
+            raise ValueError(
+                f"{N} patches are no square: tell their image_size=(H, W), or make a "
+                "ViT of that size and fill it with load_weights"
+            )
+    return ViTConfig(**(untold | told | sizes))
 
 
 def load_weights(
@@ -165,76 +188,82 @@ def load_weights(
     state_dict: Mapping[str, torch.Tensor],
     *,
     head: bool = True,
-    interpolate: bool = False,
+    interpolate: bool | Grid = False,
+    layer_norm_eps: float | None = None,
 ) -> list[str]:
     """Fill a ViT with weights under anybody's names (`weight_names.NAMINGS`).
-
-    LayerNorms get the eps that models under these names compute with: 1e-12 for Hugging
-    Face transformers, else 1e-6. Under this project's names they keep theirs. The kind
-    of GELU is not changed: the official JAX checkpoints want `gelu="tanh"`.
 
     Args:
         head: False leaves out the weights' head, and keeps that of `vit` as it is. So
             it is with a pre-training layer (`representation_size`) that only one has.
-        interpolate: stretch positions of another, square grid (Section 3.2). As many
-            positions as `vit` has are taken to be of its own grid.
+        interpolate: stretch positions of another grid (Section 3.2), given as (rows,
+            columns) or True for a square. (True takes as many positions as `vit` has to
+            be of its own grid.)
+        layer_norm_eps: what LayerNorms are to use. If not given it is what models under
+            these names compute with, 1e-12 for Hugging Face transformers, else 1e-6;
+            under this project's names they keep theirs. The kind of GELU is never
+            changed: official JAX checkpoints want a ViT with `gelu="tanh"`.
 
     Returns:
         The names of those weights that were left out: a head that is not wanted, and a
         pre-training layer (Hugging Face's "pooler") that has no head behind it.
 
     Raises:
-        ValueError: if any weight is unknown, missing or of another shape. It lists them
-            all by the names that they were given under; `vit` is as it was.
+        ValueError: if any weight is unknown, missing, of another shape, or of whole
+            numbers. It lists them all by the names that they were given under; `vit`
+            is as it was.
     """
     given = {name: torch.as_tensor(values) for name, values in state_dict.items()}
     naming, c = naming_of(given), vit.config
-    expected = naming.export(vit.state_dict(), c.num_layers, c.num_heads)
-    names = naming.names(c.num_layers)
-
-    dispensable = dispensable_names(names, given, expected, head)
-    left_out = [name for name in given if name in dispensable]
-    given = {name: t for name, t in given.items() if name not in dispensable}
-    expected = {name: t for name, t in expected.items() if name not in dispensable}
-    if interpolate:
-        fit_positions(given, names["pos_embedding"], vit)
-    check_weights(given, expected, naming)
-
-    vit.load_state_dict(naming.translate(given), strict=False)  # all are accounted for
-    if naming is not OURS:
-        vit.config = replace(c, layer_norm_eps=naming.layer_norm_eps)
-        for module in vit.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.eps = naming.layer_norm_eps
-    return left_out
-
-
-def dispensable_names(
-    names: Mapping[str, str], given: Tensors, expected: Tensors, head: bool
-) -> set[str]:
-    """Those of the given and the expected weights that may be without a partner."""
+    expected = dict(naming.export(vit.state_dict(), c.num_layers, c.num_heads))
+    names = {name: name for name in vit.state_dict()} | naming.names(c.num_layers)
     heads, representation = (
         {theirs for ours, theirs in names.items() if ours.startswith(part)}
         for part in ("head.", "representation.")
     )
+
+    dispensable = set()
     if not head:
-        return heads | (representation - (given.keys() & expected.keys()))
-    if heads & given.keys():  # it was trained to see what the representation layer says
-        return set()
-    return representation - expected.keys()
+        both = representation & given.keys() and representation & expected.keys()
+        dispensable = heads if both else heads | representation
+    elif not heads & given.keys():  # a head would have been trained behind it
+        dispensable = representation - expected.keys()
+    left_out = [name for name in given if name in dispensable]
+    for name in dispensable:
+        given.pop(name, None)
+        expected.pop(name, None)
+    if interpolate:
+        fit_positions(given, names["pos_embedding"], vit, interpolate)
+    check_weights(given, expected, naming)
+
+    vit.load_state_dict(naming.translate(given), strict=False)  # all are accounted for
+    if layer_norm_eps is None and naming is not OURS:
+        layer_norm_eps = naming.layer_norm_eps
+    if layer_norm_eps is not None:
+        vit.config = replace(c, layer_norm_eps=layer_norm_eps)
+        for module in (*vit.encoder.modules(), vit.norm):  # a stem keeps its own
+            if isinstance(module, nn.LayerNorm):
+                module.eps = layer_norm_eps
+    return left_out
 
 
-def fit_positions(given: dict[str, torch.Tensor], name: str, vit: ViT) -> None:
-    """Stretch the square grid of positions among the given weights to that of `vit`."""
-    positions, grid = given.get(name), vit.config.grid
-    one_each = positions is not None and vit.config.pos_embedding == "learned_1d"
-    if not one_each or positions.ndim != 3:
+def fit_positions(
+    given: dict[str, torch.Tensor], name: str, vit: ViT, grid: Grid | bool
+) -> None:
+    """Stretch the positions among the given weights to the grid of `vit`.
+
+    What has not the shape of positions on that grid is left for `check_weights`.
+    """
+    c, positions = vit.config, given.get(name)
+    if c.pos_embedding != "learned_1d" or positions is None or positions.ndim != 3:
         return
     N = positions.shape[1] - vit.class_token.shape[1]
-    side = math.isqrt(N)
-    if N != vit.config.num_patches and side**2 == N:
+    if grid is True:
+        side = math.isqrt(max(N, 0))
+        grid = c.grid if N == c.num_patches else (side, side)
+    if N > 0 and grid[0] * grid[1] == N and positions.shape[2] == c.embedding_dim:
         positions = positions.to(vit.pos_embedding.dtype)
-        given[name] = interpolate_pos_embedding(positions, (side, side), grid)
+        given[name] = interpolate_pos_embedding(positions, grid, c.grid)
 
 
 def check_weights(given: Tensors, expected: Tensors, naming: Naming) -> None:
@@ -242,18 +271,19 @@ def check_weights(given: Tensors, expected: Tensors, naming: Naming) -> None:
     problems = [
         *(f"unknown: {name}" for name in given if name not in expected),
         *(f"missing: {name}" for name in expected if name not in given),
-        *(
-            f"{name} has shape {tuple(given[name].shape)}, not {tuple(t.shape)}"
-            for name, t in expected.items()
-            if name in given and given[name].shape != t.shape
-        ),
     ]
+    for name, tensor in expected.items():
+        if name in given and given[name].shape != tensor.shape:
+            shapes = f"{tuple(given[name].shape)}, not {tuple(tensor.shape)}"
+            problems.append(f"{name} has shape {shapes}")
+        elif name in given and not given[name].is_floating_point():
+            problems.append(f"{name} holds {given[name].dtype}, not real numbers")
     if problems:
         raise ValueError(
             f"these weights (names of {naming.title}) are not those of this ViT:\n  "
             + "\n  ".join(problems)
-            + "\nFor another number of classes there is head=False, for another image "
-            "size interpolate=True."
+            + "\nload_weights can leave out a head of other classes (head=False) and "
+            "stretch positions to another image size (interpolate=True)."
         )
 
 
@@ -304,10 +334,15 @@ def write_weights(vit: ViT, naming: Naming) -> dict[str, torch.Tensor]:
         ValueError: if the ViT has something that they have not: a stem, say.
     """
     c = vit.config
+    if not isinstance(vit.stem, nn.Identity):
+        raise ValueError(f"{naming.title} has no place for a stem")
     if c.pool == "mean" and naming not in (TIMM, JAX):
         raise ValueError(f"{naming.title} has no ViT without a class token")
     tensors = vit.state_dict() | {"pos_embedding": vit.positions(c.grid).detach()}
     written = naming.export(tensors, c.num_layers, c.num_heads)
+    known = naming.names(c.num_layers).values()
+    if nameless := [name for name in written if name not in known]:
+        raise ValueError(f"{naming.title} has no name for {', '.join(nameless)}")
     contiguous = torch.contiguous_format
     return {n: t.cpu().clone(memory_format=contiguous) for n, t in written.items()}
 

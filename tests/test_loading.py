@@ -116,7 +116,7 @@ def test_what_others_have_not_cannot_be_written():
             "timm has no name for representation",
         ),
         (tiny_vit(representation_size=16), to_huggingface, "representation_size=16"),
-        (ViT(TINY, stem), to_timm, "timm has no name for stem.weight"),
+        (ViT(TINY, stem), to_timm, "timm has no place for a stem"),
     ):
         with pytest.raises(ValueError, match=words):
             write(vit)
@@ -299,6 +299,65 @@ def test_interpolation_leaves_alone_what_is_no_square_of_positions():
     larger = tiny_vit(pos_embedding="learned_2d", image_size=80)
     with pytest.raises(ValueError, match=r"pos_embedding has shape \(1, 8, 12\)"):
         load_weights(larger, axes.state_dict(), interpolate=True)
+
+
+def test_a_hybrid_loads_its_own_weights_and_keeps_its_stems_eps():
+    def hybrid(seed):
+        stem = nn.Sequential(nn.Conv2d(3, 3, 1), nn.LayerNorm(32, eps=1e-3))
+        return give_random_values(ViT(TINY, stem), seed).eval()
+
+    vit, other = hybrid(1), hybrid(2)
+    load_weights(other, vit.state_dict(), layer_norm_eps=1e-4)
+    assert other.norm.eps == 1e-4 and other.stem[1].eps == 1e-3
+    load_weights(other, vit.state_dict(), layer_norm_eps=1e-6)
+    assert same_logits(vit, other)
+    with pytest.raises(ValueError, match=r"missing: stem\.0\.weight"):
+        load_weights(other, to_timm(tiny_vit()))
+    with pytest.raises(ValueError, match="no place for a stem"):
+        to_timm(ViT(TINY, nn.AvgPool2d(1)))
+
+
+def test_load_vit_is_told_what_has_no_shape():
+    vit = tiny_vit(seed=1)
+    assert load_vit(to_jax(vit)).config.num_heads == 3  # JAX's matrices show it
+    told = load_vit(to_timm(vit), num_heads=3, layer_norm_eps=1e-3)
+    assert told.norm.eps == told.config.layer_norm_eps == 1e-3
+    wide = load_vit(to_timm(vit), num_heads=3, image_size=(16, 64))  # as many patches
+    images = images_for(wide)
+    with torch.inference_mode():
+        assert torch.equal(wide(images), vit(images, interpolate=True))
+    for options in (
+        {"image_size": (32, 40)},
+        {"pos_embedding": "learned_2d", "image_size": 40},
+        {"pos_embedding": "sincos_2d", "image_size": 32},
+        {"pos_embedding": "none", "image_size": 32, "pool": "mean"},
+    ):
+        own = tiny_vit(**options)
+        assert same_logits(load_vit(own.state_dict(), num_heads=3, **options), own)
+
+
+def test_half_a_representation_layer_is_an_error_with_or_without_a_head():
+    vit, other = (tiny_vit(seed, representation_size=16) for seed in (1, 2))
+    half = dict(vit.state_dict())
+    del half["representation.0.bias"]
+    for head in (True, False):
+        with pytest.raises(ValueError, match=r"missing: representation\.0\.bias"):
+            load_weights(other, half, head=head)
+    head = ["head.weight", "head.bias"]
+    assert load_weights(other, to_timm(tiny_vit()), head=False) == head
+
+
+def test_whole_numbers_are_no_weights():
+    quantised = {name: t.to(torch.int8) for name, t in to_timm(tiny_vit()).items()}
+    with pytest.raises(ValueError, match=r"norm\.weight holds torch\.int8"):
+        load_weights(tiny_vit(), quantised)
+
+
+def test_other_kinds_of_vit_are_listed_as_such():
+    given = to_timm(tiny_vit()) | {"dist_token": torch.zeros(1, 1, 24)}
+    given["pos_embed"] = torch.zeros(1, 18, 24)
+    with pytest.raises(ValueError, match="unknown: dist_token"):
+        load_vit(given)
 
 
 def test_half_precision_is_read_as_the_numbers_that_it_holds():

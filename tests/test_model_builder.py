@@ -446,6 +446,17 @@ def test_start_values():
     )
 
 
+def test_the_representation_layer_starts_as_in_jax_and_has_no_dropout():
+    torch.manual_seed(0)
+    layer = create_vit(
+        "ViT-Ti/16", num_layers=1, representation_size=192
+    ).representation
+    assert [type(part) for part in layer] == [nn.Linear, nn.Tanh]
+    weight, std = layer[0].weight, math.sqrt(1 / 192)  # LeCun normal, truncated
+    assert abs(weight.std() / std - 1) < 0.01
+    assert weight.abs().max() <= 2 * std / 0.8796 and not layer[0].bias.any()
+
+
 def test_layers_do_not_start_equal():
     first, second = tiny().encoder
     assert not torch.equal(first.mlp.expand.weight, second.mlp.expand.weight)
