@@ -93,7 +93,7 @@ def fuse_qkv(tensors: Tensors) -> Tensors:
 
 
 def layer_of(name: str) -> str:
-    """ "q" of "encoder.0.attention.q.weight"; of "class_token", which has none, all."""
+    """The last part but one, as q of encoder.0.attention.q.weight, or the only one."""
     return name.split(".")[-2:][0]
 
 

@@ -140,9 +140,8 @@ def config_from_state_dict(state_dict: Mapping[str, torch.Tensor], **told) -> Vi
     tensors = naming.translate(found)
     optional = {"class_token", "representation.0.weight", "head.weight", *told}
     for name, count in axes.items():
-        if name in tensors and tensors[name].ndim == count:
-            continue
-        if name in tensors or name not in optional:
+        fits = tensors[name].ndim == count if name in tensors else name in optional
+        if not fits:
             raise ValueError(
                 f"these names are most like those of {naming.title}, but there is no "
                 f"{names[name]} with {count} axes among the weights"
@@ -167,8 +166,9 @@ def config_from_state_dict(state_dict: Mapping[str, torch.Tensor], **told) -> Vi
         "pool": "class_token" if "class_token" in tensors else "mean",
         "representation_size": length("representation.0.weight"),
     }
-    if naming.jax:  # its queries are (D, h, D/h)
-        sizes["num_heads"] = given[names["encoder.0.attention.q.weight"]].shape[1]
+    query = given.get(names.get("encoder.0.attention.q.weight"))
+    if query is not None and query.ndim == 3:  # (D, h, D/h), in JAX's files
+        sizes["num_heads"] = query.shape[1]
     if "pos_embedding" in tensors:
         _, T, width = tensors["pos_embedding"].shape
         sizes["pos_embedding"] = "learned_1d" if width == D else "learned_2d"
@@ -216,6 +216,7 @@ def load_weights(
     given = {name: torch.as_tensor(values) for name, values in state_dict.items()}
     naming, c = naming_of(given), vit.config
     expected = dict(naming.export(vit.state_dict(), c.num_layers, c.num_heads))
+    # Where they have no name for a tensor, it goes by ours, as in `export`
     names = {name: name for name in vit.state_dict()} | naming.names(c.num_layers)
     heads, representation = (
         {theirs for ours, theirs in names.items() if ours.startswith(part)}
@@ -417,7 +418,7 @@ def load_vit_file(path: str | Path) -> tuple[nn.Module, Transform, str]:
 
     The feature is the class token, or the mean of the patches where there is none.
     Colours are normalised as most weights under these names expect it. (Some of timm's
-    expect 0.5 instead of ImageNet's numbers; a frozen backbone forgives that.)
+    expect 0.5 instead of ImageNet's numbers, which their files do not say.)
     """
     tensors = read_weights(path)
     naming = naming_of(tensors)

@@ -184,6 +184,14 @@ def test_another_number_of_heads_in_the_official_layout_is_noticed():
         load_weights(tiny_vit(num_heads=4), to_jax(tiny_vit()))
 
 
+def test_a_query_that_is_missing_in_the_official_layout_is_named():
+    given = to_jax(tiny_vit())
+    attention = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/"
+    del given[attention + "query/kernel"]
+    with pytest.raises(ValueError, match=f"missing: {attention}query/kernel"):
+        load_vit(given)
+
+
 def test_files_that_torchvision_published_have_older_names():
     vit, other = tiny_vit(1), tiny_vit(2)
     published = {

@@ -79,6 +79,7 @@ def test_an_image_that_is_not_square():
     assert config.grid == (14, 20) and config.num_patches == 280
     assert ViTConfig().image_hw == (224, 224) and ViTConfig().grid == (14, 14)
     assert config == ViTConfig(image_size=(224, 320)) and hash(config)
+    assert ViTConfig(image_size=(224, 224)) == ViTConfig(image_size=224)
     assert tiny(image_size=(32, 48))(torch.randn(2, 3, 32, 48)).shape == (2, 5)
 
 
@@ -141,6 +142,8 @@ def test_shapes():
         ({"representation_size": -1}, ["representation_size", "-1"]),
         ({"image_size": (224, 230)}, ["image_size=230", "224 or 240"]),
         ({"image_size": (224, 224, 3)}, ["image_size", "(H, W)", "(224, 224, 3)"]),
+        ({"image_size": 224.0}, ["image_size", "224.0"]),
+        ({"num_layers": True}, ["num_layers", "True"]),
     ],
 )
 def test_impossible_configurations_say_what_clashes(overrides, words):

@@ -119,6 +119,19 @@ def timm_vit(c, **options):
     )
 
 
+def vit_pytorch_vit(c, **options):
+    return peer_module("vit_pytorch").ViT(
+        image_size=c.image_size,
+        patch_size=c.patch_size,
+        num_classes=c.num_classes,
+        dim=c.embedding_dim,
+        depth=c.num_layers,
+        heads=c.num_heads,
+        mlp_dim=c.mlp_dim,
+        **options,
+    )
+
+
 PEERS = {
     "torchvision": (torchvision_peer, to_torchvision, ("B/32", "B/16", "L/16")),
     "timm": (timm_peer, to_timm, ("Ti/16", "S/16", "B/32", "B/16", "L/16")),
@@ -282,9 +295,7 @@ def test_representation_layer_as_in_torchvision():
 
 
 def test_sines_and_cosines_as_in_vit_pytorch():
-    simple_vit = pytest.importorskip(
-        "vit_pytorch.simple_vit", reason=f"vit-pytorch is not installed: {WHERE}"
-    )
+    simple_vit = peer_module("vit_pytorch.simple_vit")
     theirs = simple_vit.posemb_sincos_2d(h=4, w=6, dim=24)
     torch.testing.assert_close(sincos_2d((4, 6), 24)[0], theirs)
 
@@ -310,17 +321,7 @@ def huggingface_with_dropout(c, rate):
 
 
 def vit_pytorch_with_dropout(c, rate):
-    vit = peer_module("vit_pytorch").ViT(
-        image_size=c.image_size,
-        patch_size=c.patch_size,
-        num_classes=c.num_classes,
-        dim=c.embedding_dim,
-        depth=c.num_layers,
-        heads=c.num_heads,
-        mlp_dim=c.mlp_dim,
-        dropout=rate,
-        emb_dropout=rate,
-    )
+    vit = vit_pytorch_vit(c, dropout=rate, emb_dropout=rate)
     return vit, vit.transformer.layers[0][0].dropout.p
 
 
@@ -372,18 +373,8 @@ def test_the_table_of_notebook_07_is_true(name, build):
 
 
 def test_vit_pytorchs_default_is_another_model():
-    theirs = peer_module("vit_pytorch").ViT(
-        image_size=224,
-        patch_size=16,
-        num_classes=1000,
-        dim=768,
-        depth=12,
-        heads=12,
-        mlp_dim=3072,
-    )
-    ours = create_vit("ViT-B/16")
+    theirs = vit_pytorch_vit(VIT_CONFIGS["ViT-B/16"])
     assert count_parameters(theirs) == 86_543_080
-    with pytest.raises(
-        ValueError, match="not the names of a ViT|not those of this ViT"
-    ):
-        load_weights(ours, theirs.state_dict())
+    with pytest.raises(ValueError, match="not those of this ViT") as error:
+        load_weights(create_vit("ViT-B/16"), theirs.state_dict())
+    assert "unknown: transformer.layers.0.0.to_qkv.weight" in str(error.value)
