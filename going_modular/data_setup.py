@@ -443,6 +443,45 @@ def create_dataloader(
     )
 
 
+def set_epoch(dataloader: object, epoch: int) -> None:
+    """Tell a data loader's sampler, and its `Augmented` images, which epoch it is.
+
+    Anything else that gives batches is left alone.
+    """
+    batches = getattr(dataloader, "batch_sampler", None)
+    for part in (batches, "sampler"), (dataloader, "dataset"):
+        tell = getattr(getattr(*part, None), "set_epoch", None)
+        if tell is not None:
+            tell(epoch)
+
+
+class Augmented(Dataset):
+    """A data set's images through a random transform that can be repeated exactly.
+
+    Seed, epoch and index decide the random numbers for an image: they are the same
+    however many processes read, in whatever order, and after a resumed run's stop.
+    """
+
+    def __init__(self, dataset: Dataset, transform: Transform, seed: int = 42):
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the random numbers of this epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image, label = self.dataset[index]
+        numbers = np.random.SeedSequence((self.seed, self.epoch, index))
+        with torch.random.fork_rng(devices=[]):
+            seed = int(numbers.generate_state(1, np.uint64)[0] >> np.uint64(1))
+            torch.default_generator.manual_seed(seed)
+            return self.transform(image), label
+
+
 def split_train_validation(
     train_dir: str | Path,
     fraction: float = 0.2,

@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from going_modular.position_embedding import (
     interpolate_pos_embedding,
@@ -163,6 +164,7 @@ class TransformerEncoderBlock(nn.Module):
         attention_dropout: float = 0.0,
         layer_norm_eps: float = 1e-6,
         gelu: str = "exact",
+        stochastic_depth: float = 0.0,
     ):
         super().__init__()
         self.attention_norm = nn.LayerNorm(embedding_dim, eps=layer_norm_eps)
@@ -176,10 +178,12 @@ class TransformerEncoderBlock(nn.Module):
         self.mlp = MLPBlock(
             embedding_dim=embedding_dim, mlp_dim=mlp_dim, dropout=dropout, gelu=gelu
         )
+        # While training, leaves out a part for some images; otherwise it does nothing
+        self.drop_path = StochasticDepth(stochastic_depth, mode="row")
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        z = self.attention(self.attention_norm(z)) + z  # equation 2
-        z = self.mlp(self.mlp_norm(z)) + z  # equation 3
+        z = self.drop_path(self.attention(self.attention_norm(z))) + z  # equation 2
+        z = self.drop_path(self.mlp(self.mlp_norm(z))) + z  # equation 3
         return z
 
 
@@ -222,8 +226,13 @@ class ViT(nn.Module):
         # All that a block needs stands in the config by the same name.
         needs = "num_heads mlp_dim dropout attention_dropout layer_norm_eps gelu"
         settings = {name: getattr(config, name) for name in needs.split()}
+        L, last = config.num_layers, config.stochastic_depth
+        depths = [last * layer / max(L - 1, 1) for layer in range(L)]
         self.encoder = nn.Sequential(
-            *(TransformerEncoderBlock(D, **settings) for _ in range(config.num_layers))
+            *(
+                TransformerEncoderBlock(D, **settings, stochastic_depth=depth)
+                for depth in depths
+            )
         )
         self.norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
         self.representation = nn.Identity()

@@ -1,5 +1,6 @@
 """Every size of a Vision Transformer, and the sizes that have a name."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from going_modular.position_embedding import Grid
@@ -18,9 +19,12 @@ class ViTConfig:
     `image_size` is one number for a square, or (height, width). `num_classes=0` builds
     a model without a head. `dropout` follows every dense layer except the qkv
     projection, and the addition of positions (Appendix B.1); `attention_dropout` is
-    that of the attention weights, which the paper does not use. `gelu="tanh"` is the
-    approximation that the paper's own code uses. `pool="mean"` reads the mean of all
-    patches instead of a class token, and there is none (D.3). `representation_size` is
+    that of the attention weights, which the paper does not use. `stochastic_depth` is
+    the chance that the last block leaves out each of its two parts for an image while
+    training; it grows linearly from 0 at the first block (Huang et al., arXiv
+    1603.09382; not in the paper, usual since). `gelu="tanh"` is the approximation that
+    the paper's own code uses. `pool="mean"` reads the mean of all patches instead of a
+    class token, and there is none (D.3). `representation_size` is
     the width of the tanh layer before the head in pre-training (3.1); 0 is without.
     `pos_embedding` see `position_embedding.start_pos_embedding` (D.4).
 
@@ -39,6 +43,7 @@ class ViTConfig:
     num_classes: int = 1000  # K
     dropout: float = 0.1
     attention_dropout: float = 0.0
+    stochastic_depth: float = 0.0
     layer_norm_eps: float = 1e-6
     gelu: str = "exact"
     pool: str = "class_token"
@@ -51,7 +56,8 @@ class ViTConfig:
             if field.type is int:  # not so if annotations were strings
                 may_be_zero = field.name in ("num_classes", "representation_size")
                 check_size(field.name, value, least=0 if may_be_zero else 1)
-            if field.name.endswith("dropout") and not 0 <= value < 1:
+            probability = field.name.endswith(("dropout", "stochastic_depth"))
+            if probability and not 0 <= value < 1:
                 raise ValueError(
                     f"{field.name} must be from 0 to below 1, got {value!r}"
                 )
@@ -102,10 +108,11 @@ def check_size(name: str, value: int, least: int = 1) -> None:
         raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
 
 
-def check_choice(name: str, value: str) -> None:
-    """Raise `ValueError` unless an option is one of its `CHOICES`."""
-    if value not in CHOICES[name]:
-        known = " or ".join(f'"{choice}"' for choice in CHOICES[name])
+def check_choice(name: str, value: str, choices: Sequence[str] = ()) -> None:
+    """Raise `ValueError` unless an option is one of the given ones, or of `CHOICES`."""
+    choices = choices or CHOICES[name]
+    if value not in choices:
+        known = " or ".join(f'"{choice}"' for choice in choices)
         raise ValueError(f"{name} must be {known}, got {value!r}")
 
 

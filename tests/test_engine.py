@@ -113,8 +113,10 @@ def test_same_seed_same_numbers():
     first, second = run(seed=1), run(seed=1)
     assert first == second
     assert first != run(seed=2)
-    assert [len(values) for values in first.values()] == [3, 3, 3, 3]
-    assert list(first) == ["train_loss", "train_acc", "test_loss", "test_acc"]
+    assert [len(values) for values in first.values()] == [3] * 5
+    assert list(first) == [
+        *("train_loss", "train_acc", "test_loss", "test_acc", "collapsed")
+    ]
     assert first["train_loss"][-1] < first["train_loss"][0]
 
 

@@ -1,0 +1,54 @@
+"""One file for a trained classifier: weights, sizes, and the names of its classes."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from going_modular.model_builder import ViT, ViTConfig
+from going_modular.utils import repository_path
+
+
+def write_vit(vit: ViT, path: str | Path, **notes) -> Path:
+    """Write a ViT's tensors, with its configuration, as a .safetensors file.
+
+    Args:
+        notes: what else the file should say of it, as values that JSON has.
+    """
+    path = repository_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: t.contiguous().cpu() for name, t in vit.state_dict().items()}
+    unfinished = path.with_name(path.name + ".part")
+    metadata = {"config": asdict(vit.config), **notes}
+    save_file(tensors, unfinished, {k: json.dumps(v) for k, v in metadata.items()})
+    return unfinished.replace(path)
+
+
+def read_vit(path: str | Path) -> tuple[ViT, dict]:
+    """The ViT of a file that `write_vit` wrote, in evaluation mode, and its notes.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, or of another kind.
+    """
+    path = repository_path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of weights at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path.name} ({path.stat().st_size} bytes) cannot be read: {error}"
+        ) from error
+    if "config" not in notes:
+        raise ValueError(
+            f"{path.name} does not say its ViT's configuration: for weights of other "
+            "projects see `weights.load_vit`"
+        )
+    vit = ViT(ViTConfig(**notes.pop("config")))
+    vit.load_state_dict(tensors)
+    return vit.eval(), notes
