@@ -1,5 +1,9 @@
-"""What a trained model says about one picture."""
+"""What a trained model says about one picture.
 
+python -m going_modular.predictions photo.jpg --weights vit.safetensors
+"""
+
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +13,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from going_modular.classifier_file import read_vit
 from going_modular.data_setup import Transform, load_image
+from going_modular.recipes import whole_image_transform
+from going_modular.utils import get_device
 
 
 class Prediction(NamedTuple):
@@ -69,7 +76,14 @@ def pred_and_plot_image(
     """
     image = load_image(image)
     prediction = predict_image(model, image, class_names, transform, device)
-    _, (left, right) = plt.subplots(
+    plot_prediction(image, prediction)
+    plt.show()
+    return prediction
+
+
+def plot_prediction(image: Image.Image, prediction: Prediction) -> plt.Figure:
+    """Draw a picture beside the probabilities of its classes."""
+    figure, (left, right) = plt.subplots(
         1, 2, figsize=(9, 4), width_ratios=(3, 2), layout="constrained"
     )
     left.imshow(image)
@@ -84,5 +98,47 @@ def pred_and_plot_image(
     right.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
     right.set_title("probability of each class")
     right.spines[["top", "right"]].set_visible(False)
-    plt.show()
-    return prediction
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the label and the probabilities for a photo, and write the picture."""
+    parser = argparse.ArgumentParser(
+        prog="python -m going_modular.predictions",
+        description="Say what is on a photo, with a model that "
+        "`python -m going_modular.train` has trained.",
+    )
+    parser.add_argument("photo", type=Path)
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        required=True,
+        help="the vit.safetensors that the training wrote",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="the picture to write (default: <photo>_prediction.png, here)",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        image = load_image(options.photo.absolute())
+        vit, notes = read_vit(options.weights.absolute())
+        if "class_names" not in notes:
+            raise ValueError(f"{options.weights.name} does not name its classes")
+        transform = whole_image_transform(vit.config.image_size)
+        prediction = predict_image(
+            vit, image, notes["class_names"], transform, get_device()
+        )
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    print(prediction.label)
+    for name, probability in prediction.probabilities.items():
+        print(f"  {probability:6.1%}  {name}")
+    path = options.output or Path(f"{options.photo.stem}_prediction.png")
+    plot_prediction(image, prediction).savefig(path)
+    print(f"picture: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
@@ -359,10 +360,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 @record  # so that torchrun shows the error of the process that failed first
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = build_parser()
-    options = parser.parse_args(arguments)
-    with processes() as device:
-        run(options, device)
+    options = build_parser().parse_args(arguments)
+    try:
+        with processes() as device:
+            run(options, device)
+    except KeyboardInterrupt as stop:
+        sys.exit(f"stopped, and {stop}: the same command goes on from there")
 
 
 if __name__ == "__main__":

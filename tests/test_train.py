@@ -1,0 +1,209 @@
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from going_modular import predictions, train
+from going_modular.classifier_file import read_vit, write_vit
+from going_modular.model_builder import ViT, ViTConfig
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Red and blue images, 11 to train on (batches of 4, 4 and 3) and 5 to test on."""
+    random.seed(0)
+    for part, count in (("train", 11), ("test", 5)):
+        for i in range(count):
+            kind, color = (("red", (200, 30, 30)), ("sea", (30, 30, 200)))[i % 2]
+            color = tuple(min(255, value + random.randrange(50)) for value in color)
+            path = tmp_path / "images" / part / kind / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (30, 20), color).save(path)
+    return tmp_path
+
+
+def arguments(folder, output="run", **changes):
+    settings = {
+        "data": folder / "images", "output": folder / output, "image_size": 16,
+        "batch_size": 4, "epochs": 4, "warmup_steps": 2, "average_decay": 0.5,
+        "dropout": 0.1, "mixup": 0.2,
+    } | changes  # fmt: skip
+    return [
+        word
+        for name, value in settings.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+
+
+def log_of(path):
+    """The lines of a log, but for what depends on the clock."""
+    lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line.pop("seconds") > 0 and line.pop("images_per_second") > 0
+    return lines
+
+
+def test_a_folder_becomes_weights_that_name_a_photo(folder, capsys, monkeypatch):
+    train.main(arguments(folder, epochs=12))
+    last = capsys.readouterr().out.splitlines()[-1]
+    found = re.fullmatch(
+        r"test accuracy 1\.0000 \(5 of 5\), loss 0\.\d{4} · weights: (.*)", last
+    )
+    lines = log_of(folder / "run")
+    assert [line["epoch"] for line in lines] == list(range(1, 13))
+    assert lines[-1]["test_acc"] == 1 and lines[-1]["lr"] < lines[3]["lr"]
+
+    monkeypatch.chdir(folder)
+    photo = "images/test/sea/1.png"
+    predictions.main([photo, "--weights", found[1]])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "sea"
+    assert [line.split()[1] for line in printed[1:3]] == ["red", "sea"]
+    assert sum(float(line.split("%")[0]) for line in printed[1:3]) == pytest.approx(
+        100, abs=0.11
+    )
+    with Image.open(folder / "1_prediction.png") as picture:
+        assert picture.size == (900, 400)
+
+
+def test_the_same_command_gives_the_same_weights_with_any_number_of_workers(folder):
+    for output, changes in (("a", {}), ("b", {}), ("c", {"workers": 2})):
+        train.main(arguments(folder, output, **changes))
+    assert log_of(folder / "a") == log_of(folder / "b") == log_of(folder / "c")
+    first, *others = (load_file(folder / name / "vit.safetensors") for name in "abc")
+    for other in others:
+        assert all(torch.equal(first[name], other[name]) for name in first)
+    train.main(arguments(folder, "d", seed=1))
+    assert log_of(folder / "d") != log_of(folder / "a")
+
+
+def test_held_out_images_are_training_images(folder, capsys):
+    train.main(arguments(folder, hold_out=0.3, epochs=1, warmup_steps=0))
+    printed = capsys.readouterr().out
+    assert "7 to train on, 4 held-out images, 2 classes" in printed
+    assert "held-out accuracy" in printed.splitlines()[-1]
+
+
+def test_accumulated_parts_of_a_batch_are_that_batch(folder):
+    still = {"dropout": 0.0, "mixup": 0.0, "stochastic_depth": 0.0}
+    train.main(arguments(folder, "whole", **still))
+    train.main(arguments(folder, "parts", accumulate=2, **still))
+    for one, two in zip(
+        log_of(folder / "whole"), log_of(folder / "parts"), strict=True
+    ):
+        assert two == pytest.approx(one, abs=1e-5)
+
+
+def test_fine_tuning_starts_from_the_weights_given(folder):
+    start = ViT(ViTConfig(32, 8, 3, 12, 2, 2, 24, num_classes=7))
+    write_vit(start, folder / "start.safetensors")
+    weights = folder / "start.safetensors"
+    train.main(arguments(folder, weights=weights, lr=0.0, epochs=1, warmup_steps=0))
+    vit, notes = read_vit(folder / "run/vit.safetensors")
+    assert notes["class_names"] == ["red", "sea"]
+    assert vit.config.image_size == 16 and vit.config.num_classes == 2
+    block = "encoder.1.mlp.expand.weight"
+    assert torch.equal(vit.state_dict()[block], start.state_dict()[block])
+    assert not vit.head.weight.any()
+
+
+def live(arguments, steps):
+    """One life of a training: after so many steps it is killed as by `kill -9`."""
+    torch.set_num_threads(1)
+    plain = train.Log.on_step
+
+    def on_step(self, epoch, step):
+        nonlocal steps
+        steps -= 1
+        if steps == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        plain(self, epoch, step)
+
+    train.Log.on_step = on_step
+    train.main(arguments)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_killed_ten_times_it_ends_with_the_same_bits(folder):
+    random.seed(0)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["going_modular.train"])
+
+    def one_life(output, steps):
+        process = context.Process(
+            target=live, args=(arguments(folder, output, epochs=12), steps)
+        )
+        process.start()
+        process.join()
+        return process.exitcode
+
+    assert one_life("whole", 0) == 0
+    for _ in range(10):
+        assert one_life("killed", random.randint(1, 5)) == -signal.SIGKILL
+        checkpoint = folder / "killed/checkpoint.pt"
+        if checkpoint.is_file():
+            torch.load(checkpoint, weights_only=True)
+    assert one_life("killed", 0) == 0
+    assert log_of(folder / "killed") == log_of(folder / "whole")
+    for name in ("whole", "killed"):
+        assert (folder / name / "vit.safetensors").is_file()
+    whole, killed = (
+        load_file(folder / name / "vit.safetensors") for name in ("whole", "killed")
+    )
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def test_the_help_explains_itself(capsys):
+    train.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name in (*train.MODELS, *train.RECIPES):
+        assert name in text
+    assert "goes on from its last epoch" in text
+    assert "--label-smoothing N share of a label given to all classes" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accumulate": 3}, "batch_size=4 is not divisible by accumulate=3"),
+        ({"sharding": "fsdp"}, "averaged weights cannot be sharded"),
+        ({"warmup_steps": 50}, "50 steps of warm-up leave nothing"),
+        ({"data": "nowhere"}, "nowhere"),
+    ],
+)
+def test_what_cannot_be_is_said(folder, changes, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train.main(arguments(folder, **changes))
+
+
+def test_a_checkpoint_of_other_settings_is_refused(folder):
+    train.main(arguments(folder, epochs=1, warmup_steps=0))
+    with pytest.raises(ValueError, match="another run's checkpoint.*recipe"):
+        train.main(arguments(folder, epochs=1, warmup_steps=0, lr=0.5))
+
+
+def test_predictions_say_what_is_wrong_with_a_file(folder, capsys):
+    bare = write_vit(
+        ViT(ViTConfig(16, 8, 3, 12, 1, 2, 24, 2)), folder / "bare.safetensors"
+    )
+    photo, text = str(folder / "images/test/red/0.png"), str(folder / "text.txt")
+    (folder / "text.txt").write_text("no picture")
+    for arguments, message in (
+        ([photo, "--weights", "nowhere.safetensors"], "there is no file of weights"),
+        ([photo, "--weights", str(folder / "text.txt")], "text.txt .* cannot be read"),
+        (
+            [photo, "--weights", str(folder / "bare.safetensors")],
+            "not name its classes",
+        ),
+        ([str(folder / "text.txt"), "--weights", "x"], "cannot be read as a picture"),
+    ):
+        with pytest.raises(SystemExit):
+            predictions.main(arguments)
+        assert re.search(message, capsys.readouterr().err)
