@@ -1,6 +1,5 @@
 """Saving a training so that it can go on as if it had never stopped."""
 
-import os
 import random
 import signal
 import threading
@@ -19,7 +18,7 @@ from going_modular.distributed import (
     process_rank,
     whole_states,
 )
-from going_modular.utils import repository_path
+from going_modular.utils import repository_path, written_whole
 
 
 @dataclass
@@ -68,13 +67,8 @@ class Checkpoint:
             "random": random_states,
             "progress": asdict(progress),
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_name(self.path.name + ".part")
-        with unfinished.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())  # on disk before it takes the place of the old one
-        unfinished.replace(self.path)
+        with written_whole(self.path) as unfinished:
+            torch.save(state, unfinished)
 
     def load(self, model, optimizer, method) -> tuple[Progress, dict | None]:
         """Restore what was saved; return how far it was, and the random state then.

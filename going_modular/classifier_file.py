@@ -1,4 +1,4 @@
-"""One file for a trained classifier: weights, sizes, and the names of its classes."""
+"""One file for a trained ViT: weights, configuration, and what else it should say."""
 
 import json
 from dataclasses import asdict
@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from going_modular.model_builder import ViT, ViTConfig
-from going_modular.utils import repository_path
+from going_modular.utils import repository_path, written_whole
 
 
 def write_vit(vit: ViT, path: str | Path, **notes) -> Path:
@@ -18,12 +18,11 @@ def write_vit(vit: ViT, path: str | Path, **notes) -> Path:
         notes: what else the file should say of it, as values that JSON has.
     """
     path = repository_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.contiguous().cpu() for name, t in vit.state_dict().items()}
-    unfinished = path.with_name(path.name + ".part")
     metadata = {"config": asdict(vit.config), **notes}
-    save_file(tensors, unfinished, {k: json.dumps(v) for k, v in metadata.items()})
-    return unfinished.replace(path)
+    with written_whole(path) as unfinished:
+        save_file(tensors, unfinished, {k: json.dumps(v) for k, v in metadata.items()})
+    return path
 
 
 def read_vit(path: str | Path) -> tuple[ViT, dict]:

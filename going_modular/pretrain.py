@@ -15,22 +15,27 @@ import argparse
 import json
 import os
 import time
-from dataclasses import asdict
+from copy import deepcopy
 from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+from going_modular.classifier_file import write_vit
 from going_modular.model_builder import ViT, ViTConfig
+from going_modular.recipes import Recipe, build_optimizer, build_scheduler
 from going_modular.synthetic_food import NAMES, draw_scene
-from going_modular.utils import get_device, repository_path
+from going_modular.utils import (
+    autocast,
+    get_device,
+    repository_path,
+    written_whole,
+)
 from going_modular.weights import statistics_of
 
 FOLDER = repository_path("build/pretraining")
@@ -182,24 +187,6 @@ def held_out_accuracy(network: Pretrainer, drawn: torch.Tensor, device) -> float
     return correct / (drawn.shape[0] * HELD_OUT)
 
 
-def optimizer_for(network: nn.Module, lr: float, steps: int):
-    """AdamW and its learning rate by step: a short warm-up, then a cosine to zero.
-
-    Biases, LayerNorms, the class token and the positions are not decayed.
-    """
-    parameters = dict(network.named_parameters())
-    decayed = [n for n, p in parameters.items() if p.ndim > 1 and n.endswith("weight")]
-    groups = [
-        {"params": [parameters.pop(name) for name in decayed], "weight_decay": 0.05},
-        {"params": list(parameters.values()), "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
-    warm_up = 0.05 if steps > 20 else 0.0  # one step of 20: OneCycleLR divides by 0
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, steps, pct_start=warm_up, cycle_momentum=False
-    )
-
-
 def losses_of(network: Pretrainer, images, dishes, contents, kept):
     """(loss of the dish, loss of the contents), from the patches that are kept.
 
@@ -237,7 +224,12 @@ def pretrain(options: argparse.Namespace) -> Path:
     drawn = draw_pictures(options.dishes, options.pictures, FOLDER)
     torch.manual_seed(options.seed)
     network = Pretrainer(options.dishes).to(device)
-    optimizer, scheduler = optimizer_for(network, options.lr, steps)
+    recipe = Recipe(
+        steps=steps, batch_size=options.batch_size, lr=options.lr, betas=(0.9, 0.95),
+        weight_decay=0.05, warmup_steps=steps // 20, schedule="cosine",
+    )  # fmt: skip
+    optimizer = build_optimizer(network, recipe)
+    scheduler = build_scheduler(optimizer, recipe, steps)
     checkpoint = FOLDER / "checkpoint.pt"
     log, start, seconds = [], 0, 0.0
     if checkpoint.is_file():
@@ -252,17 +244,14 @@ def pretrain(options: argparse.Namespace) -> Path:
         scheduler.load_state_dict(state["scheduler"])
         log, start, seconds = state["log"], state["step"], state["seconds"]
 
+    precision = "float32" if options.full_precision else "bfloat16"
     begin, losses = time.monotonic() - seconds, []
     bar = tqdm(range(start, steps), "pretraining", steps, initial=start, mininterval=10)
     for step in bar:
         network.train()
         batch = batch_of(drawn, step, options.batch_size)
         batch = [part.to(device) for part in batch]
-        # The plain attention kernel: the CPU's fused one is slow in half precision
-        half = torch.autocast(
-            device.type, torch.bfloat16, enabled=not options.full_precision
-        )
-        with half, sdpa_kernel(SDPBackend.MATH):
+        with autocast(device, precision):
             dish_loss, contents_loss = losses_of(network, *batch)
         optimizer.zero_grad()
         (dish_loss + 3 * contents_loss).backward()
@@ -293,25 +282,10 @@ def pretrain(options: argparse.Namespace) -> Path:
             "step": step + 1,
             "seconds": seconds,
         }
-        torch.save(state, checkpoint.with_suffix(".part"))
-        checkpoint.with_suffix(".part").replace(checkpoint)
-    return write_backbone(
-        network.backbone, log, FOLDER / "vit_drawn_dishes.safetensors"
-    )
-
-
-def write_backbone(vit: ViT, log: list[dict], path: Path) -> Path:
-    """Write the backbone in half precision, with its configuration and the log."""
-    tensors = {
-        name: value.half().contiguous().cpu()
-        for name, value in vit.state_dict().items()
-    }
-    save_file(
-        tensors,
-        path,
-        {"config": json.dumps(asdict(vit.config)), "log": json.dumps(log)},
-    )
-    return path
+        with written_whole(checkpoint) as unfinished:
+            torch.save(state, unfinished)
+    backbone = deepcopy(network.backbone).half()
+    return write_vit(backbone, FOLDER / "vit_drawn_dishes.safetensors", log=log)
 
 
 def main() -> None:

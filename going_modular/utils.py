@@ -134,6 +134,20 @@ def count_multiply_adds(model: nn.Module, images: torch.Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a path to write to; the file takes its name once it is whole and on disk.
+
+    Until then a file that was there before stays as it is, whatever happens.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    yield unfinished
+    with unfinished.open("rb+") as file:
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
 def save_model(model: nn.Module, target_dir: str | Path, model_name: str) -> Path:
     """Save a model's parameters (its `state_dict`) and return the file's path.
 
@@ -146,10 +160,9 @@ def save_model(model: nn.Module, target_dir: str | Path, model_name: str) -> Pat
     if not model_name.endswith((".pth", ".pt")):
         raise ValueError(f"model_name must end in .pth or .pt, got {model_name!r}")
     path = repository_path(target_dir) / model_name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    torch.save(model.state_dict(), unfinished)
-    return unfinished.replace(path)
+    with written_whole(path) as unfinished:
+        torch.save(model.state_dict(), unfinished)
+    return path
 
 
 def load_model(

@@ -6,7 +6,6 @@ this project (`weight_names.py`); `to_torchvision`, `to_timm`, `to_huggingface` 
 `to_jax` go the other way. `load_pretrained_backbone` is what notebook 09 starts from.
 """
 
-import json
 import math
 import os
 import re
@@ -17,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import VisionTransformer, ViT_B_16_Weights, vit_b_16
 
+from going_modular.classifier_file import read_vit
 from going_modular.data_setup import (
     DownloadError,
     Transform,
@@ -479,8 +478,7 @@ def statistics_of(patches: torch.Tensor) -> torch.Tensor:
 def load_drawn_dishes() -> tuple[nn.Module, Transform, str]:
     """The repository's small ViT, see `models/README.md`.
 
-    The file holds numbers in half precision and nothing that could run. Its metadata
-    is the configuration, so that the two cannot be parted.
+    The file holds numbers in half precision and nothing that could run.
 
     Raises:
         FileNotFoundError: if the file is not there.
@@ -493,19 +491,14 @@ def load_drawn_dishes() -> tuple[nn.Module, Transform, str]:
             "repository, install the repository itself, `pip install --editable .`"
         )
     try:
-        with safe_open(DRAWN_DISHES, framework="pt") as file:
-            config = ViTConfig(**json.loads(file.metadata()["config"]))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except SafetensorError as error:
+        vit, _ = read_vit(DRAWN_DISHES)
+    except ValueError as error:
         raise ValueError(
-            f"{DRAWN_DISHES} ({DRAWN_DISHES.stat().st_size} bytes) is damaged "
-            f"({error}): restore it with `git checkout models`"
+            f"{error}: it is damaged, restore it with `git checkout models`"
         ) from error
-    vit = ViT(config)
-    vit.load_state_dict(tensors)
-    transform = evaluation_transform(config.image_size)
+    transform = evaluation_transform(vit.config.image_size)
     description = (
-        f"a small ViT ({config.image_size} pixels), pretrained on drawn dishes"
+        f"a small ViT ({vit.config.image_size} pixels), pretrained on drawn dishes"
     )
     return TokenStatistics(vit).eval(), transform, description
 

@@ -35,10 +35,10 @@ def images_of(kind):
     transform = recipes.training_transform(RECIPE, 16)
     if kind == "augmented":
         return Augmented(pictures(), transform)
-    return [_Changing(pictures(), transform)][0]
+    return Changing(pictures(), transform)
 
 
-class _Changing(torch.utils.data.Dataset):
+class Changing(torch.utils.data.Dataset):
     def __init__(self, dataset, transform):
         self.dataset, self.transform = dataset, transform
 
@@ -165,7 +165,7 @@ def test_a_file_cut_short_while_writing_does_not_harm_the_old_one(
     before = path.read_bytes()
 
     def half(state, file):
-        file.write(b"half")
+        file.write_bytes(b"half")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", half)

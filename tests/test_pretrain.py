@@ -78,25 +78,6 @@ def test_the_accuracy_is_that_on_the_held_out_pictures():
     assert accuracy == pytest.approx(2 / 3)
 
 
-def test_only_matrices_are_decayed_and_the_rate_rises_then_falls():
-    network = pretrain.Pretrainer(dishes=3)
-    optimizer, scheduler = pretrain.optimizer_for(network, lr=1.0, steps=100)
-    decayed, free = optimizer.param_groups
-    assert decayed["weight_decay"] > free["weight_decay"] == 0
-    assert {p.ndim for p in decayed["params"]} == {2, 4}
-    names = {id(p): name for name, p in network.named_parameters()}
-    spared = {names[id(p)] for p in free["params"]}
-    assert {"backbone.class_token", "backbone.pos_embedding"} <= spared
-    assert len(decayed["params"]) + len(spared) == len(names)
-    rates = []
-    for _ in range(100):
-        rates.append(decayed["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert rates[4] == max(rates) == pytest.approx(1.0)
-    assert rates[0] < 0.1 and rates[-1] < 1e-3
-
-
 def test_options_and_files_that_do_not_fit_are_named(tmp_path, monkeypatch):
     for wrong in ({"pictures": 1}, {"images": 3}, {"batch_size": 0}):
         with pytest.raises(ValueError, match="expected more than 1 pictures"):

@@ -162,7 +162,7 @@ def test_killed_ten_times_it_ends_with_the_same_bits(folder):
 
 def test_the_help_explains_itself(capsys):
     train.main(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.split()).replace("- ", "-")  # one line
     for name in (*train.MODELS, *train.RECIPES):
         assert name in text
     assert "goes on from its last epoch" in text
@@ -197,12 +197,9 @@ def test_predictions_say_what_is_wrong_with_a_file(folder, capsys):
     (folder / "text.txt").write_text("no picture")
     for arguments, message in (
         ([photo, "--weights", "nowhere.safetensors"], "there is no file of weights"),
-        ([photo, "--weights", str(folder / "text.txt")], "text.txt .* cannot be read"),
-        (
-            [photo, "--weights", str(folder / "bare.safetensors")],
-            "not name its classes",
-        ),
-        ([str(folder / "text.txt"), "--weights", "x"], "cannot be read as a picture"),
+        ([photo, "--weights", text], "text.txt .* cannot be read"),
+        ([photo, "--weights", str(bare)], "not name its classes"),
+        ([text, "--weights", "x"], "cannot be read as a picture"),
     ):
         with pytest.raises(SystemExit):
             predictions.main(arguments)

@@ -99,7 +99,7 @@ def test_a_missing_and_a_damaged_file_are_named(tmp_path, monkeypatch):
         load_pretrained_backbone("drawn_dishes")
     half = DRAWN_DISHES.read_bytes()[: DRAWN_DISHES.stat().st_size // 2]
     (tmp_path / "vit.safetensors").write_bytes(half)
-    with pytest.raises(ValueError, match=rf"{len(half)} bytes\) is damaged"):
+    with pytest.raises(ValueError, match=rf"{len(half)} bytes\) .* it is damaged"):
         load_pretrained_backbone("drawn_dishes")
 
 
