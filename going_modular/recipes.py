@@ -5,6 +5,7 @@ own for a few hundred images, and functions that build what a recipe names: opti
 course of the learning rate, augmentation, averaged weights, all from PyTorch's parts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -170,12 +171,6 @@ RECIPES = {
 
 # What a recipe is made of
 
-# The end of each transform: colours from -1 to 1, as the authors' code has them
-TO_NUMBERS = [
-    v2.ToDtype(torch.float32, scale=True),
-    v2.Normalize(mean=[0.5] * 3, std=[0.5] * 3),
-]
-
 
 def start_as(start: str, vit: ViT) -> ViT:
     """Give a ViT the start values that a recipe asks for, and return it.
@@ -262,15 +257,27 @@ def learning_rates(recipe: Recipe, steps: int) -> list[float]:
     return rates
 
 
-def whole_image_transform(size: int) -> Transform:
-    """Image -> tensor (3, size, size) from -1 to 1, squeezed into the square.
+HALF = (0.5, 0.5, 0.5)  # as mean and std: colours from -1 to 1, as in the authors' code
+
+
+def whole_image_transform(
+    size: int, mean: Sequence[float] = HALF, std: Sequence[float] = HALF
+) -> Transform:
+    """Image -> tensor (3, size, size), squeezed into the square.
 
     As the authors' code evaluates: no part of the image is cut off.
     """
-    return v2.Compose([v2.Resize((size, size)), v2.ToImage(), *TO_NUMBERS])
+    return v2.Compose(
+        [v2.Resize((size, size)), v2.ToImage(), *normalized_floats(mean, std)]
+    )
 
 
-def training_transform(recipe: Recipe, size: int) -> Transform:
+def training_transform(
+    recipe: Recipe,
+    size: int,
+    mean: Sequence[float] = HALF,
+    std: Sequence[float] = HALF,
+) -> Transform:
     """Image (Pillow, or uint8 tensor) -> tensor (3, size, size), randomly changed."""
     steps = [v2.Resize((size, size))]
     if recipe.crop_scale:
@@ -281,7 +288,14 @@ def training_transform(recipe: Recipe, size: int) -> Transform:
         steps.append(v2.RandAugment(magnitude=recipe.randaugment))
     if recipe.color_jitter:
         steps.append(v2.ColorJitter(*[recipe.color_jitter] * 3))
-    return v2.Compose([v2.ToImage(), *steps, *TO_NUMBERS])
+    return v2.Compose([v2.ToImage(), *steps, *normalized_floats(mean, std)])
+
+
+def normalized_floats(
+    mean: Sequence[float], std: Sequence[float]
+) -> list[v2.Transform]:
+    """The end of each transform: floats from 0 to 1, then normalised."""
+    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
 
 
 def build_mix(recipe: Recipe, num_classes: int) -> v2.Transform | None:

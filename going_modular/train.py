@@ -43,10 +43,11 @@ FEW = 5000  # so many images are kept in memory instead of read in every epoch
 
 
 def fit(
-    vit: ViT,
+    model: nn.Module,
     recipe: Recipe,
     train_images: Dataset,
     test_images: Dataset,
+    num_classes: int,
     *,
     device: torch.device,
     seed: int = 42,
@@ -55,22 +56,20 @@ def fit(
     sharding: str = "ddp",
     num_workers: int = 0,
     **options,
-) -> tuple[ViT, dict[str, list]]:
-    """Train a ViT by a recipe, on as many processes as there are.
+) -> tuple[dict[str, torch.Tensor], dict[str, list]]:
+    """Train a model by a recipe, on as many processes as there are.
 
     Args:
-        train_images: (image, label) with Pillow images or uint8 tensors; the recipe
-            changes them.
+        train_images: (tensor, label), changed as the recipe says (`changed_images`).
         test_images: (tensor, label), as the model is evaluated with.
-        seed: decides the order of the images and every change of them. The start
-            values are the ViT's own: call `set_seeds` before building it.
+        seed: with the epoch, decides the order of the training images.
         accumulate, precision: see `engine.Method`.
         sharding: see `distributed.distribute`.
         options: of `engine.train`.
 
     Returns:
-        The trained ViT on the CPU, with averaged weights if the recipe has them, and
-        what `engine.train` returns.
+        The model's trained tensors by name, averaged if the recipe says so (of a
+        sharded model on process 0 only), and what `engine.train` returns.
 
     Raises:
         ValueError: if the recipe's batch cannot be accumulated so, its warm-up is
@@ -83,25 +82,23 @@ def fit(
             "averaged weights cannot be sharded: set average_decay to 0, or use "
             'sharding="ddp"'
         )
-    size = vit.config.image_size
-    augmented = data_setup.Augmented(
-        train_images, recipes.training_transform(recipe, size), seed
-    )
-    batch_size = recipe.batch_size // accumulate
     train_loader, test_loader = (
         share_of(
             data_setup.create_dataloader(
-                images, batch_size, shuffle=images is augmented, seed=seed,
+                images,
+                recipe.batch_size // accumulate,
+                shuffle=images is train_images,
                 num_workers=num_workers,
+                seed=seed,
             )
         )
-        for images in (augmented, test_images)
-    )  # fmt: skip
+        for images in (train_images, test_images)
+    )
     steps_per_epoch = -(-len(train_loader) // accumulate)
     epochs = recipe.epochs_of(steps_per_epoch)
-    recipes.start_as(recipe.start, vit).to(device)
-    average = recipes.build_average(vit, recipe)
-    model = distribute(vit, sharding)
+    recipes.start_as(recipe.start, model).to(device)
+    average = recipes.build_average(model, recipe)
+    model = distribute(model, sharding)
     optimizer = recipes.build_optimizer(model, recipe)
     results = engine.train(
         model,
@@ -118,7 +115,7 @@ def fit(
             clip_norm=recipe.clip_norm,
             accumulate=accumulate,
             precision=precision,
-            mix=recipes.build_mix(recipe, vit.config.num_classes),
+            mix=recipes.build_mix(recipe, num_classes),
             average=average,
         ),
         test_loss_fn=nn.CrossEntropyLoss(),
@@ -126,10 +123,27 @@ def fit(
     )
     trained = model if average is None else average.module
     tensors, _ = whole_states(trained, optimizer)
-    vit = ViT(vit.config)
-    if tensors:  # process 0 alone has them
-        vit.load_state_dict(tensors)
-    return vit.eval(), results
+    return tensors, results
+
+
+def changed_images(
+    images: Dataset, recipe: Recipe, size: int, seed: int = 42, **colors
+) -> data_setup.Augmented:
+    """A data set's images as the recipe changes them, at a size.
+
+    Args:
+        images: (image, label) with Pillow images or uint8 tensors.
+        seed: with epoch and index, decides each change.
+        colors: `mean` and `std`, see `recipes.training_transform`.
+    """
+    transform = recipes.training_transform(recipe, size, **colors)
+    return data_setup.Augmented(images, transform, seed)
+
+
+def shrinking(size: int) -> data_setup.Transform:
+    """Pillow image -> uint8 tensor (3, 1.5 size, 1.5 size), to take crops from."""
+    length = size * 3 // 2
+    return v2.Compose([v2.Resize((length, length)), v2.PILToTensor()])
 
 
 def shrunk(folder: str | Path, size: int) -> Dataset:
@@ -140,8 +154,7 @@ def shrunk(folder: str | Path, size: int) -> Dataset:
     images = data_setup.PhotoFolder(folder)
     if len(images) > FEW:
         return images
-    length = size * 3 // 2
-    images.transform = v2.Compose([v2.Resize((length, length)), v2.PILToTensor()])
+    images.transform = shrinking(size)
     return data_setup.load_into_memory(images)
 
 
@@ -251,11 +264,12 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
             f"{len(class_names)} classes; {count_parameters(vit):,} parameters"
         )
     set_seeds(options.seed + process_rank())  # dropout differs between processes
-    vit, results = fit(
+    tensors, results = fit(
         vit,
         recipe,
-        train_images,
+        changed_images(train_images, recipe, size, options.seed),
         test_images,
+        len(class_names),
         device=device,
         seed=options.seed,
         accumulate=options.accumulate,
@@ -277,6 +291,8 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
         on_epoch=log and log.on_epoch,
     )
     if is_first:
+        vit = ViT(vit.config)
+        vit.load_state_dict(tensors)
         weights = write_vit(vit, folder / "vit.safetensors", class_names=class_names)
         accuracy, count = results["test_acc"][-1], len(test_images)
         print(

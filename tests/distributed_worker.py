@@ -46,7 +46,7 @@ class Broken(Dataset):
 def train_small(device, sharding="ddp", checkpoint=None, stop=False, broken=False):
     """21 steps without dropout and augmentation; what they did, as plain types."""
     torch.manual_seed(0)
-    images = (255 * torch.rand(9, 3, 32, 32)).to(torch.uint8)  # batches of 4, 4 and 1
+    images = torch.rand(9, 3, 32, 32)  # batches of 4, 4 and 1
     labels = torch.arange(9) % 3
     train_images = TensorDataset(images, labels)
     steps = []
@@ -56,18 +56,19 @@ def train_small(device, sharding="ddp", checkpoint=None, stop=False, broken=Fals
         if stop and len(steps) == 5 and process_rank() == 0:
             os.kill(os.getpid(), signal.SIGINT)
 
-    vit, results = fit(
+    tensors, results = fit(
         tiny_vit(num_classes=3, dropout=0.0),
         RECIPE,
         Broken(train_images) if broken else train_images,
-        TensorDataset(images[:7] / 255, labels[:7]),  # batches of 4 and 3
+        TensorDataset(images[:7], labels[:7]),  # batches of 4 and 3
+        3,
         device=device,
         sharding=sharding,
         checkpoint=checkpoint,
         progress=False,
         on_step=on_step,
     )
-    weights = {name: tensor.tolist() for name, tensor in vit.state_dict().items()}
+    weights = {name: tensor.tolist() for name, tensor in tensors.items()}
     return {"results": results, "steps": steps, "weights": weights}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import TensorDataset
 
 from going_modular import data_setup, synthetic_food
 from going_modular.data_setup import DownloadError, download_data, load_image
@@ -537,3 +538,35 @@ def test_load_into_memory(food_folder, to_tensor):
     assert data.tensors[0].shape == (12, 3, 16, 16)
     assert torch.equal(data[3][0], validation[3][0])
     assert data[3][1] == validation[3][1]
+
+
+# Changes of images that can be repeated
+
+
+def test_seed_epoch_and_index_decide_how_an_image_is_changed():
+    data = TensorDataset(torch.zeros(3, 1), torch.arange(3))
+
+    def images(seed=42, epoch=0, order=(0, 1, 2)):
+        augmented = data_setup.Augmented(
+            data, lambda image: image + torch.rand(1), seed
+        )
+        augmented.set_epoch(epoch)
+        changed = {i: augmented[i][0].item() for i in order}
+        return [changed[i] for i in range(3)]
+
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = images()
+    assert torch.equal(torch.get_rng_state(), before)  # nobody else's numbers are taken
+    torch.rand(7)
+    assert images(order=(2, 0, 1)) == first and len(set(first)) == 3
+    others = [*images(seed=1), *images(epoch=1)]
+    assert len({*first, *others}) == 9
+
+
+def test_the_engine_tells_sampler_and_images_the_epoch():
+    data = data_setup.Augmented(TensorDataset(torch.zeros(3, 1), torch.arange(3)), abs)
+    dataloader = data_setup.create_dataloader(data, 2, shuffle=True)
+    data_setup.set_epoch(dataloader, 5)
+    assert (dataloader.sampler.epoch, data.epoch) == (5, 5)
+    data_setup.set_epoch([("images", "labels")], 5)  # anything else has no epochs

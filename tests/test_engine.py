@@ -247,3 +247,190 @@ def test_a_head_on_features_is_the_head_of_the_whole_model():
     for name in results[0]:
         assert results[0][name] == pytest.approx(results[1][name], abs=1e-5)
     torch.testing.assert_close(vit.head.weight, head.weight, rtol=1e-4, atol=1e-5)
+
+
+# Method: what a step is beyond optimizer and loss
+
+
+def trained(batch_size, accumulate=1, count=11, **settings):
+    """A layer after two epochs of SGD, and the steps it took."""
+    torch.manual_seed(0)
+    model, steps = nn.Linear(4, 3), []
+    engine.train(
+        model,
+        loader(samples(count), batch_size, shuffle=True),
+        loader(samples(count)),
+        torch.optim.SGD(model.parameters(), lr=0.5),
+        nn.CrossEntropyLoss(),
+        2,
+        "cpu",
+        progress=False,
+        method=engine.Method(accumulate=accumulate, **settings),
+        on_step=lambda epoch, step: steps.append((epoch, step)),
+    )
+    return model, steps
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_accumulated_batches_are_one_batch_the_ragged_last_one_too(parts):
+    """11 = 6 + 5 images: in parts of two the last one has one image."""
+    whole, whole_steps = trained(6)
+    split, split_steps = trained(6 // parts, accumulate=parts)
+    torch.testing.assert_close(split.weight, whole.weight, rtol=0, atol=1e-6)
+    assert [(e, s.samples) for e, s in split_steps] == [(1, 6), (1, 5), (2, 6), (2, 5)]
+    for (_, one), (_, two) in zip(whole_steps, split_steps, strict=True):
+        assert two[:3] == pytest.approx(one[:3], abs=1e-5)
+        assert two.grad_norm == pytest.approx(one.grad_norm, abs=1e-6)
+
+
+def test_clipping_shortens_the_gradient_and_keeps_its_direction():
+    plain, steps = trained(11)
+    clipped, clipped_steps = trained(11, clip_norm=0.01)
+    torch.manual_seed(0)
+    start = nn.Linear(4, 3).weight
+    norms = [step.grad_norm for _, step in steps]
+    assert min(norms) > 0.01
+    assert clipped_steps[0][1].grad_norm == norms[0]  # that before clipping
+    moved = (clipped.weight - start).norm().item()
+    assert 0 < moved <= 2 * 0.5 * 0.01 + 1e-6 < (plain.weight - start).norm().item()
+    loose, _ = trained(11, clip_norm=2 * max(norms))
+    assert torch.equal(loose.weight, plain.weight)
+
+
+def test_the_scheduler_sets_the_rate_of_each_step():
+    model, rates = nn.Linear(4, 3), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    engine.train_step(
+        model,
+        loader(samples(6)),
+        nn.CrossEntropyLoss(),
+        optimizer,
+        "cpu",
+        method=engine.Method(scheduler=scheduler),
+    )
+    assert optimizer.param_groups[0]["lr"] == 0.5**3
+    data = loader(samples(6))
+    engine.train(
+        model, data, data, optimizer, nn.CrossEntropyLoss(), 1, "cpu", False,
+        method=engine.Method(scheduler=scheduler),
+        on_step=lambda epoch, step: rates.append(step.lr),
+    )  # fmt: skip
+    assert rates == [0.5**3, 0.5**4, 0.5**5]
+
+
+def test_where_images_are_mixed_the_larger_share_is_the_right_answer():
+    """A model that always says class 1, and labels that are mixed with 60 % of it."""
+
+    class SaysOne(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 0 + torch.tensor([0.0, 1.0, 0.0])
+
+    def mix(images, labels):
+        shares = nn.functional.one_hot(labels, 3) * 0.4
+        shares[:, 1] += 0.6
+        return images, shares
+
+    data = TensorDataset(torch.zeros(4, 4), torch.tensor([0, 2, 0, 2]))
+    model = SaysOne(4, 3)
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    arguments = (loader(data), nn.CrossEntropyLoss(), still, "cpu")
+    _, plain = engine.train_step(model, *arguments)
+    _, mixed = engine.train_step(model, *arguments, method=engine.Method(mix=mix))
+    assert (plain, mixed) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_learns_nearly_the_same(precision):
+    dtypes = []
+
+    class Watched(nn.Linear):
+        def forward(self, x):
+            logits = super().forward(x)
+            dtypes.append(logits.dtype)
+            return logits
+
+    weights = {}
+    for kind in ("float32", precision):
+        torch.manual_seed(0)
+        model = Watched(4, 3)
+        method = engine.Method(precision=kind)
+        data = loader(samples(8), 4)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        engine.train(
+            model, data, data, optimizer, nn.CrossEntropyLoss(), 3, "cpu", False,
+            method=method,
+        )  # fmt: skip
+        weights[kind] = model.weight
+        assert method.scaler.is_enabled() == (kind == "float16")
+    assert set(dtypes) == {torch.float32, getattr(torch, precision)}
+    assert model.weight.dtype == torch.float32
+    torch.testing.assert_close(*weights.values(), rtol=0, atol=0.02)
+    assert not torch.equal(*weights.values())
+
+
+def test_float16_gradients_are_scaled_before_they_are_clipped():
+    plain, _ = trained(11, clip_norm=0.01)
+    half, _ = trained(11, clip_norm=0.01, precision="float16")
+    torch.testing.assert_close(half.weight, plain.weight, rtol=0, atol=1e-3)
+
+
+def test_evaluations_measure_the_averaged_weights():
+    model, data = nn.Linear(4, 3), loader(samples(8), 4)
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+    )
+    results = engine.train(
+        model, data, data, torch.optim.SGD(model.parameters(), lr=1.0),
+        nn.CrossEntropyLoss(), 2, "cpu", False, method=engine.Method(average=average),
+    )  # fmt: skip
+    measured = {
+        kind: engine.test_step(each, data, nn.CrossEntropyLoss(), "cpu")[0]
+        for kind, each in (("average", average.module), ("last", model))
+    }
+    assert results["test_loss"][-1] == measured["average"] != measured["last"]
+
+
+# Watching a training
+
+
+def test_collapse_is_seen_and_said(capsys):
+    """A model that gives every image one class, whatever it is."""
+    model = nn.Linear(4, 3)
+    nn.init.zeros_(model.weight)
+    model.bias.data = torch.tensor([0.0, 0.0, 1.0])
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    arguments = (still, nn.CrossEntropyLoss(), 1, "cpu")
+    mixed, single = samples(), samples()
+    single.tensors[1][:] = 2  # one class is right where there is only one
+    results = engine.train(model, loader(mixed), loader(mixed), *arguments)
+    assert results["collapsed"] == [True]
+    assert "collapsed: all 5 test images are called class 2" in capsys.readouterr().out
+    results = engine.train(model, loader(mixed), loader(single), *arguments)
+    assert results["collapsed"] == [False]
+    assert "collapsed" not in capsys.readouterr().out
+    model.weight.data = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    results = engine.train(model, loader(mixed), loader(mixed), *arguments)
+    assert results["collapsed"] == [False]
+
+
+def test_a_notebook_can_watch_each_epoch():
+    model, data, seen = nn.Linear(4, 3), loader(samples()), []
+    results = engine.train(
+        model, data, data, torch.optim.SGD(model.parameters(), lr=0.1),
+        nn.CrossEntropyLoss(), 3, "cpu", False,
+        on_epoch=lambda results: seen.append(list(results["train_loss"])),
+    )  # fmt: skip
+    assert seen == [results["train_loss"][:n] for n in (1, 2, 3)]
+
+
+def test_another_loss_can_be_evaluated_than_trained():
+    model, data = nn.Linear(4, 3), loader(samples())
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    smooth = nn.CrossEntropyLoss(label_smoothing=0.5)
+    results = engine.train(
+        model, data, data, still, smooth, 1, "cpu", False,
+        test_loss_fn=nn.CrossEntropyLoss(),
+    )  # fmt: skip
+    expected = engine.test_step(model, data, nn.CrossEntropyLoss(), "cpu")[0]
+    assert results["test_loss"] == [expected] != results["train_loss"]

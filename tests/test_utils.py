@@ -117,3 +117,34 @@ def test_loading_does_not_run_code(tmp_path):
     torch.save({"weight": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(Exception, match="[Ww]eights.only"):
         utils.load_model(nn.Linear(1, 1), tmp_path / "evil.pth")
+
+
+# Precision
+
+
+@pytest.mark.parametrize(
+    ("device", "real", "precision"),
+    [
+        ("cuda", True, "bfloat16"),
+        ("cuda", False, "float16"),  # an older GPU would only emulate bfloat16
+        ("cpu", True, "float32"),
+        ("mps", True, "float32"),
+    ],
+)
+def test_the_best_precision_is_one_that_the_device_has(
+    monkeypatch, device, real, precision
+):
+    def supported(including_emulation=True):
+        return True if including_emulation else real
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert utils.best_precision(torch.device(device)) == precision
+
+
+def test_autocast_computes_in_the_precision_asked_for():
+    ones = torch.ones(2, 2)
+    for precision in utils.PRECISIONS:
+        with utils.autocast("cpu", precision):
+            assert (ones @ ones).dtype == getattr(torch, precision)
+    with pytest.raises(ValueError, match="'half'"), utils.autocast("cpu", "half"):
+        pass

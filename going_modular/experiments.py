@@ -1,0 +1,348 @@
+"""Measurements for notebook 11: `python -m going_modular.experiments parts`.
+
+    parts    the chapter's recipe, and one part of a better one after the other, on
+             drawings
+    choose   settings, by 5 folds within the 225 training images
+    folds    from scratch and fine-tuned, by 5 folds over all 300 images
+
+FOODVISION_SOURCE says on which images the last two run. Each run becomes one line of
+`docs/results/<sweep>.jsonl`. A run that stands there is not done again, so that a sweep
+that was stopped goes on where it was.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import multiprocessing, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from going_modular import data_setup, engine, recipes
+from going_modular.data_setup import Transform
+from going_modular.model_builder import ViT, ViTConfig
+from going_modular.recipes import MINI, RECIPES, TABLE_4, Recipe
+from going_modular.synthetic_food import make_food_dataset
+from going_modular.train import changed_images, fit, shrinking, shrunk
+from going_modular.utils import get_device, repository_path, set_seeds
+from going_modular.weights import load_pretrained_backbone, load_weights
+
+RESULTS = repository_path(__import__("os").environ.get("RES", "docs/results"))
+
+# What each part of a recipe gives, one after the other. The model is that of notebook
+# 08 at size "cpu", the length always the same.
+PARTS_MODEL = ViTConfig(
+    image_size=64, patch_size=8, embedding_dim=128, num_layers=4, num_heads=4,
+    mlp_dim=512, num_classes=3,
+)  # fmt: skip
+PARTS_EPOCHS = 30
+PARTS = {"chapter's recipe": replace(RECIPES["chapter"], epochs=PARTS_EPOCHS)}
+for _name, _changes in {
+    "+ start values": {"start": "paper"},
+    "+ AdamW": {"optimizer": "adamw", "decay_everything": False},
+    "+ warm-up": {"warmup_steps": 40},
+    "+ clipping": {"clip_norm": 1.0},
+    "+ cosine decay": {"schedule": "cosine"},
+    "+ learning rate 0.001": {"lr": 1e-3},
+    "+ augmentation": {"crop_scale": 0.25, "flip": True, "color_jitter": 0.2},
+}.items():
+    PARTS[_name] = replace(list(PARTS.values())[-1], **_changes)
+
+
+def run_part(part: str, seed: int) -> dict:
+    """Train by one row of `PARTS` on the drawings; what notebook 11 draws of it.
+
+    It learns from the 225 training images and is measured on 300 others, drawn from
+    another seed; the series' test images have no part in it.
+    """
+    set_seeds(seed)
+    vit = ViT(replace(PARTS_MODEL, dropout=PARTS[part].dropout))
+    size, norms = vit.config.image_size, []
+    drawn = data_setup.get_drawn_images()
+    _, results = fit(
+        vit,
+        PARTS[part],
+        changed_images(shrunk(drawn.train_dir, size), PARTS[part], size, seed),
+        held_out_drawings(size),
+        num_classes=3,
+        device=get_device(),
+        seed=seed,
+        progress=False,
+        on_step=lambda epoch, step: norms.append(round(step.grad_norm, 4)),
+    )
+    digits = {name: [round(v, 4) for v in values] for name, values in results.items()}
+    return {**digits, "grad_norm": norms}
+
+
+@cache
+def held_out_drawings(size: int) -> TensorDataset:
+    """300 drawings of another seed, as a model of this image size is evaluated."""
+    folder = make_food_dataset(data_setup.DATA_DIR / "more_synthetic_food", seed=7)
+    transform = recipes.whole_image_transform(size)
+    parts = [
+        data_setup.load_into_memory(data_setup.PhotoFolder(folder / part, transform))
+        for part in ("train", "test")
+    ]
+    return TensorDataset(*map(torch.cat, zip(*(p.tensors for p in parts), strict=True)))
+
+
+# Accuracy by 5 folds
+
+# The self-supervised start: the network learns which of the training images it sees a
+# changed crop of, each image being a class of its own (Dosovitskiy et al., arXiv
+# 1406.6909; for ViTs and few images Cao and Wu, arXiv 2201.10728).
+WHICH_IMAGE = replace(RECIPES["mini"], epochs=100, label_smoothing=0.0, cutmix=1.0)
+AFTER_WHICH_IMAGE = replace(RECIPES["mini"], epochs=50)
+HEAD = Recipe(epochs=10, batch_size=32, lr=1e-3, optimizer="adam")
+
+
+class Food(NamedTuple):
+    """All 300 images: to train on (uint8), to evaluate on (float), and their labels."""
+
+    raw: torch.Tensor
+    evaluated: torch.Tensor
+    labels: torch.Tensor
+    train_count: int  # the first so many are the training images
+    source: str
+
+
+def read_food(raw: Transform, evaluated: Transform) -> Food:
+    """The images that FOODVISION_SOURCE gives, training images first."""
+    food = data_setup.get_food_images()
+    folders = (food.train_dir, food.test_dir)
+    parts = [
+        [
+            data_setup.load_into_memory(data_setup.PhotoFolder(folder, transform))
+            for folder in folders
+        ]
+        for transform in (raw, evaluated)
+    ]
+    images = [torch.cat([part.tensors[0] for part in both]) for both in parts]
+    labels = torch.cat([part.tensors[1] for part in parts[0]])
+    return Food(*images, labels, len(parts[0][0]), food.source)
+
+
+@cache
+def food_for_mini() -> Food:
+    """At the size of `MINI`: squeezed squares."""
+    size = MINI.image_size
+    return read_food(shrinking(size), recipes.whole_image_transform(size))
+
+
+@cache
+def food_for_backbone() -> Food:
+    """At the size of our backbone: squares from the middle, as it is used to."""
+    _, transform, _ = load_pretrained_backbone("drawn_dishes")
+    length = transform.crop_size[0] * 3 // 2
+    square = [v2.Resize(length), v2.CenterCrop(length), v2.PILToTensor()]
+    return read_food(v2.Compose(square), transform)
+
+
+def run_fold(
+    method: str, seed: int, fold: int, images: str, within: str = "all 300"
+) -> dict:
+    """Train on four fifths of the images; how many of the others are right then.
+
+    Args:
+        method: one of `METHODS` or `CANDIDATES`.
+        seed: shuffles the folds, and decides all else that is random.
+        fold: 0 to 4.
+        images: what FOODVISION_SOURCE has to give, as `get_food_images` calls it.
+        within: "all 300" images, or the "225" training images, to choose settings.
+    """
+    began = perf_counter()
+    food = food_for_backbone() if "backbone" in method else food_for_mini()
+    assert food.source == images, f"asked for {images}, got {food.source}"
+    labels = food.labels if within == "all 300" else food.labels[: food.train_count]
+    from sklearn.model_selection import StratifiedKFold  # of requirements-dev.txt
+
+    splitter = StratifiedKFold(5, shuffle=True, random_state=seed)
+    train, held_out = list(splitter.split(np.zeros(len(labels)), labels))[fold]
+    set_seeds(seed)
+    results = (METHODS | CANDIDATES)[method](food, train, held_out, seed)
+    return {
+        "right": round(results["test_acc"][-1] * len(held_out)),
+        "of": len(held_out),
+        "loss": round(results["test_loss"][-1], 4),
+        "train_loss": round(results["train_loss"][-1], 4),
+        "collapsed": results["collapsed"][-1],
+        "seconds": round(perf_counter() - began),
+    }
+
+
+def mini_from_scratch(
+    food: Food,
+    train: np.ndarray,
+    held_out: np.ndarray,
+    seed: int,
+    recipe: Recipe,
+    first: Recipe | None = None,
+) -> dict:
+    """A small ViT from random start values, by a recipe.
+
+    With `first`, it learns by that recipe before which image is which, without labels.
+    """
+    size = MINI.image_size
+    config = replace(
+        MINI, dropout=recipe.dropout, stochastic_depth=recipe.stochastic_depth
+    )
+    options = {"device": get_device(), "seed": seed, "progress": False}
+    vit = ViT(config)
+    if first is not None:
+        numbers = torch.arange(len(train))
+        numbered = TensorDataset(food.raw[train], numbers)
+        watched = TensorDataset(food.evaluated[train][:32], numbers[:32])
+        images = changed_images(numbered, first, size, seed)
+        learner = ViT(replace(config, num_classes=len(train)))
+        tensors, _ = fit(learner, first, images, watched, len(train), **options)
+        load_weights(vit, tensors, head=False)
+    return fit(
+        vit,
+        recipe,
+        changed_images(
+            TensorDataset(food.raw[train], food.labels[train]), recipe, size, seed
+        ),
+        TensorDataset(food.evaluated[held_out], food.labels[held_out]),
+        num_classes=3,
+        **options,
+    )[1]
+
+
+def head_on_backbone(food, train, held_out, seed) -> dict:
+    """Adam at 0.001 on a linear head; the backbone is frozen, as in notebook 09."""
+    backbone, _, _ = load_pretrained_backbone("drawn_dishes")
+    parts = [
+        engine.extract_features(
+            backbone,
+            DataLoader(TensorDataset(food.evaluated[part], food.labels[part]), 32),
+            get_device(),
+        )
+        for part in (train, held_out)
+    ]
+    head = nn.Linear(backbone.embedding_dim, 3)
+    return fit(head, HEAD, *parts, 3, device=get_device(), seed=seed, progress=False)[1]
+
+
+def whole_backbone(food, train, held_out, seed, recipe: Recipe) -> dict:
+    """All weights of our backbone and of a head that starts at zero (Section 3.2)."""
+    backbone, transform, _ = load_pretrained_backbone("drawn_dishes")
+    head = nn.Linear(backbone.embedding_dim, 3)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    images = changed_images(
+        TensorDataset(food.raw[train], food.labels[train]),
+        recipe,
+        transform.crop_size[0],
+        seed,
+        mean=transform.mean,
+        std=transform.std,
+    )
+    return fit(
+        nn.Sequential(backbone, head),
+        recipe,
+        images,
+        TensorDataset(food.evaluated[held_out], food.labels[held_out]),
+        num_classes=3,
+        device=get_device(),
+        seed=seed,
+        progress=False,
+    )[1]
+
+
+# Table 4's recipe for fewer images than its smallest batch; the learning rate is the one
+# that `choose` chose.
+TABLE_4_SMALL = replace(
+    RECIPES["paper-finetune"], batch_size=32, steps=150, crop_scale=0.4, flip=True
+)
+METHODS = {
+    "chapter's recipe": partial(mini_from_scratch, recipe=RECIPES["chapter"]),
+    "mini": partial(mini_from_scratch, recipe=RECIPES["mini"]),
+    "mini after which-image": partial(
+        mini_from_scratch, recipe=AFTER_WHICH_IMAGE, first=WHICH_IMAGE
+    ),
+    "head on our backbone": head_on_backbone,
+    "our backbone, Table 4": partial(whole_backbone, recipe=TABLE_4_SMALL),
+}
+CANDIDATES = {
+    f"our backbone, Table 4, rate {lr}": partial(
+        whole_backbone, recipe=replace(TABLE_4_SMALL, lr=lr)
+    )
+    for lr in TABLE_4["Oxford-IIIT Pets"][1]
+}
+
+
+# Sweeps
+
+
+def sweep(
+    name: str, points: list[dict], run: Callable[..., dict], jobs: int = 1
+) -> None:
+    """Run what is not yet in `docs/results/<name>.jsonl`, a line a run.
+
+    Args:
+        points: keyword arguments of each run; they stand in its line before its result.
+        jobs: processes, with one thread each.
+    """
+    path = RESULTS / f"{name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = [{k: run[k] for k in points[0]} for run in read_results(name)]
+    missing = [point for point in points if point not in done]
+    context = multiprocessing.get_context("spawn")
+    with (
+        context.Pool(jobs, torch.set_num_threads, (1,)) as pool,
+        path.open("a") as file,
+    ):
+        work = pool.imap_unordered(partial(called, run), missing)
+        for line in tqdm(work, name, len(points), initial=len(points) - len(missing)):
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+
+
+def called(run: Callable[..., dict], point: dict) -> dict:
+    """A run's line: its arguments, and what came out."""
+    return {**point, **run(**point)}
+
+
+def read_results(name: str) -> list[dict]:
+    """The lines of a sweep, as far as it has come."""
+    path = RESULTS / f"{name}.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sweep", choices=["parts", "choose", "folds"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS | CANDIDATES)
+    parser.add_argument("--seeds", type=int, default=3, help="0, 1, ... (default: 3)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
+    options = parser.parse_args()
+    if options.sweep == "parts":
+        points = [
+            {"part": part, "seed": seed}
+            for seed in range(options.seeds)
+            for part in PARTS
+        ]
+        sweep("parts", points, run_part, options.jobs)
+        return
+    choosing = options.sweep == "choose"
+    source = data_setup.get_food_images().source
+    points = [
+        {"method": method, "seed": seed, "fold": fold, "images": source}
+        for seed in range(options.seeds)
+        for method in options.methods or (CANDIDATES if choosing else METHODS)
+        for fold in range(5)
+    ]
+    run = partial(run_fold, within="225" if choosing else "all 300")
+    sweep(options.sweep, points, run, options.jobs)
+
+
+if __name__ == "__main__":
+    main()
