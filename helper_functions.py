@@ -14,7 +14,6 @@ from torchvision.transforms import v2
 
 from going_modular import data_setup, engine, model_builder
 from going_modular.data_setup import download_data, get_food_images
-from going_modular.recipes import whole_image_transform
 from going_modular.utils import (
     count_multiply_adds,
     count_parameters,
@@ -237,7 +236,14 @@ SMALL = model_builder.ViTConfig(
 
 def small_transform(size: int = SMALL.image_size) -> v2.Compose:
     """RGB image -> tensor (3, size, size) with values from -1 to 1."""
-    return whole_image_transform(size)
+    return v2.Compose(
+        [
+            v2.Resize((size, size)),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean=[0.5] * 3, std=[0.5] * 3),
+        ]
+    )
 
 
 class SmallClassifier(nn.Module):

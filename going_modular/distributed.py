@@ -104,7 +104,7 @@ def distribute(model: nn.Module, sharding: str = "ddp") -> nn.Module:
     if not dist.is_initialized():
         return model
     if sharding == "ddp":
-        return DistributedDataParallel(model)
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
     for block in model.encoder:
         fully_shard(block)
     return fully_shard(model)

@@ -25,16 +25,20 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from going_modular import data_setup, engine, recipes
+from going_modular import data_setup, engine
 from going_modular.data_setup import Transform
 from going_modular.model_builder import ViT, ViTConfig
-from going_modular.recipes import MINI, RECIPES, TABLE_4, Recipe
+from going_modular.recipes import HALF, MINI, RECIPES, TABLE_4, Recipe
 from going_modular.synthetic_food import make_food_dataset
 from going_modular.train import changed_images, fit, shrinking, shrunk
 from going_modular.utils import get_device, repository_path, set_seeds
-from going_modular.weights import load_pretrained_backbone, load_weights
+from going_modular.weights import (
+    evaluation_transform,
+    load_pretrained_backbone,
+    load_weights,
+)
 
-RESULTS = repository_path(__import__("os").environ.get("RES", "docs/results"))
+RESULTS = repository_path("docs/results")
 
 # What each part of a recipe gives, one after the other. The model is that of notebook
 # 08 at size "cpu", the length always the same.
@@ -85,7 +89,7 @@ def run_part(part: str, seed: int) -> dict:
 def held_out_drawings(size: int) -> TensorDataset:
     """300 drawings of another seed, as a model of this image size is evaluated."""
     folder = make_food_dataset(data_setup.DATA_DIR / "more_synthetic_food", seed=7)
-    transform = recipes.whole_image_transform(size)
+    transform = evaluation_transform(size, HALF, HALF)
     parts = [
         data_setup.load_into_memory(data_setup.PhotoFolder(folder / part, transform))
         for part in ("train", "test")
@@ -131,9 +135,9 @@ def read_food(raw: Transform, evaluated: Transform) -> Food:
 
 @cache
 def food_for_mini() -> Food:
-    """At the size of `MINI`: squeezed squares."""
+    """At the size of `MINI`."""
     size = MINI.image_size
-    return read_food(shrinking(size), recipes.whole_image_transform(size))
+    return read_food(shrinking(size), evaluation_transform(size, HALF, HALF))
 
 
 @cache
@@ -256,7 +260,7 @@ def whole_backbone(food, train, held_out, seed, recipe: Recipe) -> dict:
     )[1]
 
 
-# Table 4's recipe for fewer images than its smallest batch; the learning rate is the one
+# Table 4 for fewer images than its batches hold; the learning rate is the one
 # that `choose` chose.
 TABLE_4_SMALL = replace(
     RECIPES["paper-finetune"], batch_size=32, steps=150, crop_scale=0.4, flip=True

@@ -260,18 +260,6 @@ def learning_rates(recipe: Recipe, steps: int) -> list[float]:
 HALF = (0.5, 0.5, 0.5)  # as mean and std: colours from -1 to 1, as in the authors' code
 
 
-def whole_image_transform(
-    size: int, mean: Sequence[float] = HALF, std: Sequence[float] = HALF
-) -> Transform:
-    """Image -> tensor (3, size, size), squeezed into the square.
-
-    As the authors' code evaluates: no part of the image is cut off.
-    """
-    return v2.Compose(
-        [v2.Resize((size, size)), v2.ToImage(), *normalized_floats(mean, std)]
-    )
-
-
 def training_transform(
     recipe: Recipe,
     size: int,
@@ -288,14 +276,8 @@ def training_transform(
         steps.append(v2.RandAugment(magnitude=recipe.randaugment))
     if recipe.color_jitter:
         steps.append(v2.ColorJitter(*[recipe.color_jitter] * 3))
-    return v2.Compose([v2.ToImage(), *steps, *normalized_floats(mean, std)])
-
-
-def normalized_floats(
-    mean: Sequence[float], std: Sequence[float]
-) -> list[v2.Transform]:
-    """The end of each transform: floats from 0 to 1, then normalised."""
-    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    to_numbers = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    return v2.Compose([v2.ToImage(), *steps, *to_numbers])
 
 
 def build_mix(recipe: Recipe, num_classes: int) -> v2.Transform | None:

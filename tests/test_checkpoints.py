@@ -56,6 +56,7 @@ class Stopped(Exception):
 
 def run(path=None, stop_after=None, how=None, kind="augmented", recipe=RECIPE):
     """Train from the start, or from the checkpoint; return all that may differ."""
+    unchanged = recipes.training_transform(Recipe(epochs=1), 16)
     torch.manual_seed(1)
     random.seed(1)
     np.random.seed(1)
@@ -79,7 +80,10 @@ def run(path=None, stop_after=None, how=None, kind="augmented", recipe=RECIPE):
         results = engine.train(
             vit,
             loader(images_of(kind), 4, shuffle=True),
-            loader(Augmented(pictures(), recipes.whole_image_transform(16)), 4),
+            loader(
+                Augmented(pictures(), recipes.training_transform(Recipe(epochs=1), 16)),
+                4,
+            ),
             optimizer,
             nn.CrossEntropyLoss(),
             recipe.epochs,

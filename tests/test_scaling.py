@@ -1,0 +1,47 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_vit import TINY
+
+from going_modular import recipes, scaling
+from going_modular.model_builder import VIT_CONFIGS, ViT
+from going_modular.recipes import Recipe
+from going_modular.utils import repository_path
+
+PAGE = repository_path("docs/scaling_out.md").read_text(encoding="utf-8")
+SMALL = replace(VIT_CONFIGS["ViT-Ti/16"], num_layers=2, dropout=0.0)
+
+
+@pytest.mark.parametrize("config", [replace(TINY, dropout=0.0), SMALL])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_formula_for_activations_counts_every_byte(config, precision, batch_size):
+    counted = scaling.measured_activation_bytes(ViT(config), batch_size, precision)
+    assert scaling.activation_bytes(config, batch_size, precision) == counted
+
+
+def test_states_are_16_bytes_a_parameter():
+    vit = ViT(TINY)
+    optimizer = recipes.build_optimizer(vit, Recipe(epochs=1, weight_decay=0.1))
+    vit(torch.rand(1, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    tensors = [
+        *vit.parameters(),
+        *(parameter.grad for parameter in vit.parameters()),
+        *(t for state in optimizer.state.values() for t in state.values() if t.ndim),
+    ]
+    counted = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    assert scaling.state_bytes(TINY) == counted
+
+
+def test_flops_are_six_a_multiply_add():
+    assert scaling.training_flops(VIT_CONFIGS["ViT-B/16"]) / 6e9 == pytest.approx(
+        17.56, abs=0.01
+    )
+
+
+def test_the_page_shows_the_tables_that_the_formulas_give():
+    memory, hours = scaling.memory_table(), scaling.hours_table()
+    assert scaling.as_markdown(scaling.MEMORY_HEADER, memory) in PAGE
+    assert scaling.as_markdown(scaling.HOURS_HEADER, hours) in PAGE
