@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import DisplayHandle
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
@@ -28,6 +29,7 @@ __all__ = [
     "SmallClassifier",
     "download_data",
     "give_random_values",
+    "live_curves",
     "measure_growth",
     "plot_confusion_matrix",
     "plot_loss_curves",
@@ -86,8 +88,14 @@ def plot_loss_curves(results: dict[str, list[float]], test_name: str = "test") -
     Args:
         test_name: what the second curve was measured on, for instance "validation".
     """
+    draw_curves(results, test_name)
+    plt.show()
+
+
+def draw_curves(results: dict[str, list[float]], test_name: str) -> plt.Figure:
+    """The figure of `plot_loss_curves`."""
     epochs = range(1, len(results["train_loss"]) + 1)
-    _, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    drawing, axes = plt.subplots(1, 2, figsize=(9, 3.4))
     for axis, figure, label in zip(
         axes, ("loss", "acc"), ("loss (cross-entropy)", "accuracy"), strict=True
     ):
@@ -98,7 +106,25 @@ def plot_loss_curves(results: dict[str, list[float]], test_name: str = "test") -
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[1].set_ylim(0, 1.02)
     axes[0].legend(frameon=False)
-    plt.show()
+    return drawing
+
+
+def live_curves(test_name: str = "test") -> Callable[[dict[str, list[float]]], None]:
+    """Curves that grow while a model trains, for `on_epoch` of `engine.train`.
+
+    In a notebook, each epoch redraws one picture under the cell.
+    """
+    handle = DisplayHandle()
+    show = handle.display
+
+    def redraw(results: dict[str, list[float]]) -> None:
+        nonlocal show
+        drawing = draw_curves(results, test_name)
+        show(drawing)
+        show = handle.update
+        plt.close(drawing)
+
+    return redraw
 
 
 def plot_confusion_matrix(

@@ -80,10 +80,7 @@ def run(path=None, stop_after=None, how=None, kind="augmented", recipe=RECIPE):
         results = engine.train(
             vit,
             loader(images_of(kind), 4, shuffle=True),
-            loader(
-                Augmented(pictures(), recipes.training_transform(Recipe(epochs=1), 16)),
-                4,
-            ),
+            loader(Augmented(pictures(), unchanged), 4),
             optimizer,
             nn.CrossEntropyLoss(),
             recipe.epochs,

@@ -96,6 +96,21 @@ def test_loss_curves_show_both_figures_of_both_sets():
         assert list(train.get_xdata()) == [1, 2] and test.get_label() == "validation"
 
 
+def test_live_curves_redraw_one_picture(monkeypatch):
+    shown = []
+    handle = helper_functions.DisplayHandle
+    monkeypatch.setattr(handle, "display", lambda self, obj: shown.append(("new", obj)))
+    monkeypatch.setattr(handle, "update", lambda self, obj: shown.append(("same", obj)))
+    redraw = helper_functions.live_curves("validation")
+    names = ("train_loss", "train_acc", "test_loss", "test_acc")
+    for epochs in (1, 2, 3):
+        redraw({name: [0.5] * epochs for name in names})
+    assert [kind for kind, _ in shown] == ["new", "same", "same"]
+    lengths = [len(figure.axes[0].lines[1].get_xdata()) for _, figure in shown]
+    assert lengths == [1, 2, 3]
+    assert not plt.get_fignums()  # nothing is left to be drawn a second time
+
+
 def test_confusion_matrix_shows_every_count():
     counts = torch.tensor([[5, 1], [2, 7]])
     helper_functions.plot_confusion_matrix(counts, ["a", "b"], "title")
