@@ -60,29 +60,38 @@ for _name, _changes in {
     PARTS[_name] = replace(list(PARTS.values())[-1], **_changes)
 
 
-def run_part(part: str, seed: int) -> dict:
+def run_part(part: str, seed: int, epochs: int | None = None, **options) -> dict:
     """Train by one row of `PARTS` on the drawings; what notebook 11 draws of it.
 
     It learns from the 225 training images and is measured on 300 others, drawn from
     another seed; the series' test images have no part in it.
+
+    Args:
+        epochs: fewer than the recipe's, for a quick look.
+        options: of `engine.train`.
     """
+    recipe = PARTS[part]
+    if epochs is not None:
+        recipe = replace(recipe, epochs=epochs, warmup_steps=0)
     set_seeds(seed)
-    vit = ViT(replace(PARTS_MODEL, dropout=PARTS[part].dropout))
+    vit = ViT(replace(PARTS_MODEL, dropout=recipe.dropout))
     size, norms = vit.config.image_size, []
     drawn = data_setup.get_drawn_images()
     _, results = fit(
         vit,
-        PARTS[part],
-        changed_images(shrunk(drawn.train_dir, size), PARTS[part], size, seed),
+        recipe,
+        changed_images(shrunk(drawn.train_dir, size), recipe, size, seed),
         held_out_drawings(size),
         num_classes=3,
         device=get_device(),
         seed=seed,
         progress=False,
         on_step=lambda epoch, step: norms.append(round(step.grad_norm, 4)),
+        **options,
     )
+    collapsed = results.pop("collapsed")
     digits = {name: [round(v, 4) for v in values] for name, values in results.items()}
-    return {**digits, "grad_norm": norms}
+    return {**digits, "collapsed": collapsed, "grad_norm": norms}
 
 
 @cache

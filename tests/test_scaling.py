@@ -2,11 +2,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from tiny_vit import TINY
 
-from going_modular import recipes, scaling
+from going_modular import engine, recipes, scaling
 from going_modular.model_builder import VIT_CONFIGS, ViT
-from going_modular.recipes import Recipe
+from going_modular.recipes import RECIPES, Recipe
 from going_modular.utils import repository_path
 
 PAGE = repository_path("docs/scaling_out.md").read_text(encoding="utf-8")
@@ -45,3 +46,33 @@ def test_the_page_shows_the_tables_that_the_formulas_give():
     memory, hours = scaling.memory_table(), scaling.hours_table()
     assert scaling.as_markdown(scaling.MEMORY_HEADER, memory) in PAGE
     assert scaling.as_markdown(scaling.HOURS_HEADER, hours) in PAGE
+
+
+def test_the_pages_loader_of_tar_files_feeds_the_engine(tmp_path):
+    """The snippet as it stands there, but for the size and the place of the files."""
+    webdataset = pytest.importorskip("webdataset")
+    shards = tmp_path / "train-000000.tar"
+    with webdataset.TarWriter(str(shards)) as writer:
+        for i in range(10):
+            image = Image.new("RGB", (40, 30), (25 * i, 0, 0))
+            writer.write({"__key__": f"{i:03}", "jpg": image, "cls": i % 2})
+    snippet = PAGE.split("```python\n")[1].split("```")[0]
+    for there, here in (
+        ("/data/imagenet/train-{000000..001281}.tar", shards.as_posix()),
+        ("recipe, 224", "recipe, 32"),
+        ("batched(64)", "batched(4)"),
+        ("num_workers=12", "num_workers=0"),
+        ("with_epoch(312)", "with_epoch(2)"),
+    ):
+        assert there in snippet
+        snippet = snippet.replace(there, here)
+    names = {"recipes": recipes, "recipe": RECIPES["mini"]}
+    exec(snippet, names)
+    batches = list(names["batches"])
+    assert [images.shape for images, _ in batches] == [(4, 3, 32, 32)] * 2
+    vit = ViT(replace(TINY, num_classes=2))
+    still = torch.optim.SGD(vit.parameters(), lr=0.0)
+    loss, _ = engine.train_step(
+        vit, names["batches"], torch.nn.CrossEntropyLoss(), still, "cpu"
+    )
+    assert loss == pytest.approx(0.6931, abs=1e-4)  # ln 2
