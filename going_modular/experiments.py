@@ -169,10 +169,16 @@ def run_fold(
         fold: 0 to 4.
         images: what FOODVISION_SOURCE has to give, as `get_food_images` calls it.
         within: "all 300" images, or the "225" training images, to choose settings.
+
+    Raises:
+        ValueError: if FOODVISION_SOURCE gives other images.
     """
     began = perf_counter()
     food = food_for_backbone() if "backbone" in method else food_for_mini()
-    assert food.source == images, f"asked for {images}, got {food.source}"
+    if food.source != images:
+        raise ValueError(
+            f"asked for {images}, but FOODVISION_SOURCE gives other images"
+        )
     labels = food.labels if within == "all 300" else food.labels[: food.train_count]
     from sklearn.model_selection import StratifiedKFold  # of requirements-dev.txt
 

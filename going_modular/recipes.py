@@ -146,8 +146,8 @@ def finetuning_recipe(dataset: str, lr: float) -> Recipe:
 
 # A ViT that some hundred images can train on a laptop, and its recipe: see notebook 11.
 MINI = ViTConfig(
-    image_size=64, patch_size=8, embedding_dim=128, num_layers=6, num_heads=4,
-    mlp_dim=512, num_classes=3, dropout=0.0,
+    image_size=96, patch_size=12, embedding_dim=128, num_layers=6, num_heads=4,
+    mlp_dim=512, num_classes=3, dropout=0.0, pool="mean",
 )  # fmt: skip
 
 # What `python -m going_modular.train --recipe` knows by name.

@@ -38,7 +38,7 @@ from going_modular.utils import (
 from going_modular.vit_config import check_divisible
 from going_modular.weights import evaluation_transform, load_vit
 
-MODELS = {"ViT-Mini/8": MINI, **VIT_CONFIGS}
+MODELS = {"ViT-Mini/12": MINI, **VIT_CONFIGS}
 FEW = 5000  # so many images are kept in memory instead of read in every epoch
 
 
@@ -341,7 +341,7 @@ def build_parser() -> argparse.ArgumentParser:
     }
     add = parser.add_argument
     add("--data", type=Path, metavar="FOLDER", help=texts["data"])
-    add("--model", choices=MODELS, default="ViT-Mini/8", metavar="NAME",
+    add("--model", choices=MODELS, default="ViT-Mini/12", metavar="NAME",
         help=texts["model"])  # fmt: skip
     add("--weights", metavar="FILE", help=texts["weights"])
     add("--image-size", type=int, metavar="PIXELS", help="height and width")

@@ -31,7 +31,7 @@ def folder(tmp_path):
 
 def arguments(folder, output="run", **changes):
     settings = {
-        "data": folder / "images", "output": folder / output, "image_size": 16,
+        "data": folder / "images", "output": folder / output, "image_size": 24,
         "batch_size": 4, "epochs": 4, "warmup_steps": 2, "average_decay": 0.5,
         "dropout": 0.1, "mixup": 0.2,
     } | changes  # fmt: skip
@@ -102,13 +102,13 @@ def test_accumulated_parts_of_a_batch_are_that_batch(folder):
 
 
 def test_fine_tuning_starts_from_the_weights_given(folder):
-    start = ViT(ViTConfig(32, 8, 3, 12, 2, 2, 24, num_classes=7))
+    start = ViT(ViTConfig(48, 12, 3, 12, 2, 2, 24, num_classes=7))
     write_vit(start, folder / "start.safetensors")
     weights = folder / "start.safetensors"
     train.main(arguments(folder, weights=weights, lr=0.0, epochs=1, warmup_steps=0))
     vit, notes = read_vit(folder / "run/vit.safetensors")
     assert notes["class_names"] == ["red", "sea"]
-    assert vit.config.image_size == 16 and vit.config.num_classes == 2
+    assert vit.config.image_size == 24 and vit.config.num_classes == 2
     block = "encoder.1.mlp.expand.weight"
     assert torch.equal(vit.state_dict()[block], start.state_dict()[block])
     assert not vit.head.weight.any()

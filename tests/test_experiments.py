@@ -1,0 +1,110 @@
+import json
+from dataclasses import asdict
+from itertools import pairwise
+
+import pytest
+import torch
+
+from going_modular import experiments, synthetic_food
+from going_modular.experiments import PARTS, read_results, sweep
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def few_drawings(tmp_path_factory):
+    """Five drawings of each dish in each part instead of dozens."""
+    five = dict.fromkeys(("pizza", "steak", "sushi"), 5)
+    cached = [
+        getattr(experiments, name)
+        for name in ("held_out_drawings", "food_for_mini", "food_for_backbone")
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic_food, "COUNTS", {"train": five, "test": five})
+        folder = tmp_path_factory.mktemp("data")
+        patch.setattr(experiments.data_setup, "DATA_DIR", folder)
+        patch.setenv("FOODVISION_SOURCE", "synthetic")
+        yield
+    for function in cached:
+        function.cache_clear()
+
+
+def squared(number, seed):
+    if number < 0:
+        raise ValueError("no such number")
+    return {"square": number**2}
+
+
+def test_a_sweep_does_what_is_missing_and_nothing_twice(results):
+    points = [{"number": n, "seed": s} for n in (1, 2, 3) for s in (0, 1)]
+    sweep("squares", points[:2], squared)
+    with pytest.raises(ValueError, match="no such number"):  # in the middle
+        sweep("squares", [*points[:4], {"number": -1, "seed": 0}], squared)
+    before = (results / "squares.jsonl").read_text()
+    assert len(read_results("squares")) >= 2
+    sweep("squares", points, squared)
+    after = (results / "squares.jsonl").read_text()
+    assert after.startswith(before)
+    lines = [json.loads(line) for line in after.splitlines()]
+    assert sorted(lines, key=str) == sorted(
+        ({**point, "square": point["number"] ** 2} for point in points), key=str
+    )
+
+
+def test_each_part_adds_to_the_one_before():
+    recipes = list(PARTS.values())
+    for before, after in pairwise(recipes):
+        changed = {k for k, v in asdict(after).items() if asdict(before)[k] != v}
+        assert 1 <= len(changed) <= 3
+    assert len({recipe.epochs for recipe in recipes}) == 1
+
+
+def test_a_run_can_be_repeated(few_drawings):
+    first, again = (
+        experiments.run_part("+ augmentation", seed=1, epochs=2) for _ in range(2)
+    )
+    assert first == again
+    assert len(first["test_acc"]) == 2 and len(first["grad_norm"]) == 2
+    assert experiments.run_part("+ augmentation", seed=2, epochs=2) != first
+
+
+@pytest.mark.parametrize("method", experiments.METHODS)
+def test_a_fold_counts_right_answers_among_images_left_out(
+    few_drawings, monkeypatch, method
+):
+    trained = []
+
+    def short_fit(model, recipe, train_images, test_images, *rest, **options):
+        trained.append((len(train_images), len(test_images)))
+        recipe = experiments.replace(recipe, steps=0, epochs=1, warmup_steps=0)
+        return fit(model, recipe, train_images, test_images, *rest, **options)
+
+    fit = experiments.fit
+    monkeypatch.setattr(experiments, "fit", short_fit)
+    source = experiments.data_setup.get_food_images().source
+    result = experiments.run_fold(method, seed=0, fold=1, images=source)
+    assert result["of"] == 6 and 0 <= result["right"] <= 6  # 30 images in five folds
+    assert trained[-1] == (24, 6)
+    experiments.run_fold(method, 0, 1, source, within="225")
+    assert trained[-1] == (12, 3)  # training images alone
+    with pytest.raises(ValueError, match="other images"):
+        experiments.run_fold(method, 0, 0, "photos of cats")
+
+
+def test_the_stored_results_are_whole():
+    for part in PARTS:
+        runs = [run for run in read_results("parts") if run["part"] == part]
+        assert sorted(run["seed"] for run in runs) == [0, 1, 2]
+        assert {len(run["test_acc"]) for run in runs} == {PARTS[part].epochs}
+    by_fold = {}
+    for run in read_results("folds"):
+        key = run["images"], run["method"], run["seed"]
+        by_fold.setdefault(key, []).append(run)
+    for key, runs in by_fold.items():
+        assert sorted(run["fold"] for run in runs) == [0, 1, 2, 3, 4], key
+        assert sum(run["of"] for run in runs) == 300
+    assert torch.tensor([run["seconds"] for run in read_results("folds")]).max() < 600
