@@ -6,7 +6,7 @@ that `engine.py` reads the same for one process and for many.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
@@ -108,6 +108,19 @@ def distribute(model: nn.Module, sharding: str = "ddp") -> nn.Module:
     for block in model.encoder:
         fully_shard(block)
     return fully_shard(model)
+
+
+@contextmanager
+def gradients_meet(model: nn.Module, meet: bool) -> Iterator[None]:
+    """Whether the backward pass in here sums gradients over the processes.
+
+    Of the parts of an accumulated batch only the last has to.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(meet)
+    apart = isinstance(model, DistributedDataParallel) and not meet
+    with model.no_sync() if apart else nullcontext():
+        yield
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -25,6 +25,7 @@ from going_modular.checkpoints import (
 )
 from going_modular.data_setup import set_epoch
 from going_modular.distributed import (
+    gradients_meet,
     in_any_process,
     process_count,
     sum_over_processes,
@@ -145,18 +146,19 @@ def take_step(
     loss_sum = correct = 0.0
     lr = optimizer.param_groups[0]["lr"]
     optimizer.zero_grad()
-    for images, labels in batches:
+    for number, (images, labels) in enumerate(batches, start=1):
         images, labels = images.to(device), labels.to(device)
         count = len(labels)  # 0 if the images only stand in, see `distributed.py`
         if method.mix is not None and count:
             images, labels = method.mix(images, labels)
-        with autocast(device, method.precision):
-            logits = model(images)
-            loss = loss_fn(logits, labels) if count else 0 * logits.sum()
-        check_finite(loss, where)
-        # W processes average their gradients: W times a share of the sum is a mean
-        share = count * process_count() / samples
-        method.scaler.scale(loss * share).backward()
+        with gradients_meet(model, number == len(batches)):
+            with autocast(device, method.precision):
+                logits = model(images)
+                loss = loss_fn(logits, labels) if count else 0 * logits.sum()
+            check_finite(loss, where)
+            # W processes average their gradients: W times a share of a sum is a mean
+            share = count * process_count() / samples
+            method.scaler.scale(loss * share).backward()
         likeliest = labels.argmax(dim=1) if labels.ndim == 2 else labels
         loss_sum += loss.item() * count
         correct += (logits[:count].argmax(dim=1) == likeliest).sum().item()

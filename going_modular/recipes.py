@@ -153,8 +153,8 @@ MINI = ViTConfig(
 # What `python -m going_modular.train --recipe` knows by name.
 RECIPES = {
     "mini": Recipe(
-        epochs=200, batch_size=32, lr=1e-3, weight_decay=0.05, schedule="cosine",
-        warmup_steps=60, clip_norm=1.0, stochastic_depth=0.1, label_smoothing=0.1,
+        epochs=50, batch_size=32, lr=1e-3, weight_decay=0.05, schedule="cosine",
+        warmup_steps=40, clip_norm=1.0, stochastic_depth=0.1, label_smoothing=0.1,
         crop_scale=0.25, flip=True, color_jitter=0.2,
     ),
     # learnpytorch.io, chapter 08: Table 3's numbers for ImageNet, without the rest

@@ -43,7 +43,9 @@ class Broken(Dataset):
         return self.dataset[index]
 
 
-def train_small(device, sharding="ddp", checkpoint=None, stop=False, broken=False):
+def train_small(
+    device, sharding="ddp", checkpoint=None, stop=False, broken=False, accumulate=1
+):
     """21 steps without dropout and augmentation; what they did, as plain types."""
     torch.manual_seed(0)
     images = torch.rand(9, 3, 32, 32)  # batches of 4, 4 and 1
@@ -64,6 +66,7 @@ def train_small(device, sharding="ddp", checkpoint=None, stop=False, broken=Fals
         3,
         device=device,
         sharding=sharding,
+        accumulate=accumulate,
         checkpoint=checkpoint,
         progress=False,
         on_step=on_step,
@@ -80,6 +83,7 @@ def main(folder, event=None):
             train_small(device, broken=True)
         for sharding in SHARDINGS:
             runs[sharding] = train_small(device, sharding)
+            runs[f"{sharding} in parts"] = train_small(device, sharding, accumulate=2)
             checkpoint = Checkpoint(Path(folder, f"{sharding}.pt"))
             try:
                 train_small(device, sharding, checkpoint, stop=True)

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from going_modular import data_setup, engine, model_builder
+from going_modular import data_setup, engine, model_builder, recipes
 from going_modular.utils import describe_environment, get_device, set_seeds
 from going_modular.weights import load_pretrained_backbone
 
@@ -162,12 +162,7 @@ def scratch(images, labels, train, seed):
         image_size=64, patch_size=8, embedding_dim=128, num_layers=4, num_heads=4,
         mlp_dim=512, num_classes=3,
     )  # fmt: skip
-    vit = model_builder.ViT(config)
-    for module in vit.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-    nn.init.normal_(vit.class_token)
-    nn.init.normal_(vit.pos_embedding)
+    vit = recipes.start_as("chapter", model_builder.ViT(config))
     data = TensorDataset(images / 127.5 - 1, labels)
     loaders = (
         data_setup.create_dataloader(

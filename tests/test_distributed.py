@@ -9,16 +9,18 @@ from pathlib import Path
 import distributed_worker
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.utils.data import BatchSampler, SequentialSampler
 
+from going_modular import train
 from going_modular.distributed import SHARDINGS, ShareOfBatches, distribute
 
 
-def launch(*arguments):
+def launch(*arguments, what=(distributed_worker.__file__,)):
     """Two processes of the worker, as `torchrun` starts them."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
-        [sys.executable, *torchrun, distributed_worker.__file__, *map(str, arguments)],
+        [sys.executable, *torchrun, *what, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -39,14 +41,15 @@ def double(tmp_path_factory):
     return json.loads(Path(folder, "runs.json").read_text())
 
 
+@pytest.mark.parametrize("kind", ["", " in parts"])
 @pytest.mark.parametrize("sharding", SHARDINGS)
-def test_two_processes_take_the_steps_of_one(sharding, single, double):
+def test_two_processes_take_the_steps_of_one(sharding, kind, single, double):
     """The last batch of each epoch holds one image, so one of the processes none."""
-    both = double[sharding]
+    both = double[sharding + kind]
     assert len(single["steps"]) == len(both["steps"]) == 21
     assert {step["samples"] for step in single["steps"]} == {1, 4}
     for one, two in zip(single["steps"], both["steps"], strict=True):
-        assert two == pytest.approx(one, abs=1e-5)
+        assert two == pytest.approx(one | {"batches": two["batches"]}, abs=1e-5)
     for name, values in single["results"].items():
         assert both["results"][name] == pytest.approx(values, abs=1e-5), name
     assert single["results"]["train_loss"][-1] < single["results"]["train_loss"][0]
@@ -68,6 +71,37 @@ def test_two_processes_stop_together_and_go_on_to_the_same_bits(sharding, double
     assert resumed["results"] == whole["results"]
     assert resumed["steps"] == whole["steps"][5:]
     assert resumed["weights"] == whole["weights"]
+
+
+def test_the_command_on_two_processes_writes_what_one_writes(food_folder):
+    """With augmentation: what an image looks like does not depend on who reads it."""
+    settings = [
+        "--data",
+        food_folder,
+        "--image-size",
+        24,
+        "--batch-size",
+        5,
+        "--epochs",
+    ]
+    settings += [2, "--warmup-steps", 1, "--stochastic-depth", 0]
+    train.main([str(word) for word in (*settings, "--output", food_folder / "one")])
+    finished = launch(
+        *settings, "--output", food_folder / "two", "--sharding", "fsdp",
+        what=("-m", "going_modular.train"),
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert finished.stdout.count("test accuracy") == 1  # one process prints
+    one, two = (food_folder / name for name in ("one", "two"))
+    for name in ("train_loss", "train_acc", "test_loss", "test_acc"):
+        first, second = (
+            [json.loads(line)[name] for line in (path / "log.jsonl").open()]
+            for path in (one, two)
+        )
+        assert second == pytest.approx(first, abs=1e-5)
+    first, second = (load_file(path / "vit.safetensors") for path in (one, two))
+    assert first.keys() == second.keys()
+    torch.testing.assert_close(second["head.weight"], first["head.weight"])
 
 
 def test_a_process_that_fails_stops_all_with_its_own_error(tmp_path):

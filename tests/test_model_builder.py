@@ -131,6 +131,7 @@ def test_shapes():
         ({"embedding_dim": 76.8}, ["embedding_dim", "76.8"]),
         ({"dropout": 1.0}, ["dropout", "1.0"]),
         ({"attention_dropout": -0.1}, ["attention_dropout", "-0.1"]),
+        ({"stochastic_depth": 1.0}, ["stochastic_depth", "1.0"]),
         ({"layer_norm_eps": 0.0}, ["layer_norm_eps"]),
         ({"gelu": "relu"}, ["gelu", "relu", "exact", "tanh"]),
         ({"pool": "max"}, ["pool", "max", "class_token", "mean"]),
@@ -414,6 +415,42 @@ def test_attention_dropout_is_passed_on():
     assert not torch.equal(with_it(images), with_it(images))
     assert torch.equal(with_it.eval()(images), with_it(images))
     assert torch.equal(with_it(images), without.eval()(images))
+
+
+def test_stochastic_depth_leaves_a_part_out_or_scales_it_up():
+    """While training, each part of each image is gone, or divided by 1 - 0.4."""
+    block = give_random_values(TransformerEncoderBlock(24, 3, 40, dropout=0.0)).eval()
+    dropping = TransformerEncoderBlock(24, 3, 40, dropout=0.0, stochastic_depth=0.4)
+    dropping.load_state_dict(block.state_dict())
+    z = torch.randn(64, 5, 24)
+    torch.testing.assert_close(dropping.eval()(z), block(z))
+
+    def with_parts(attention, mlp):
+        y = z + attention * block.attention(block.attention_norm(z)) / 0.6
+        return y + mlp * block.mlp(block.mlp_norm(y)) / 0.6
+
+    torch.manual_seed(0)
+    seen = dropping.train()(z)
+    choices = {(a, m): with_parts(a, m) for a in (0, 1) for m in (0, 1)}
+    counts = {
+        choice: sum(
+            torch.allclose(one, other, atol=1e-5)
+            for one, other in zip(seen, expected, strict=True)
+        )
+        for choice, expected in choices.items()
+    }
+    assert sum(counts.values()) == 64
+    for (a, m), count in counts.items():
+        chance = (0.6 if a else 0.4) * (0.6 if m else 0.4)
+        assert abs(count - 64 * chance) < 4 * (64 * chance * (1 - chance)) ** 0.5
+
+
+def test_stochastic_depth_grows_linearly_with_depth():
+    vit = tiny(num_layers=5, stochastic_depth=0.2)
+    assert [block.drop_path.p for block in vit.encoder] == pytest.approx(
+        [0, 0.05, 0.1, 0.15, 0.2]
+    )
+    assert tiny(num_layers=1, stochastic_depth=0.2).encoder[0].drop_path.p == 0
 
 
 def test_start_values():
