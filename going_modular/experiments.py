@@ -28,7 +28,7 @@ from tqdm import tqdm
 from going_modular import data_setup, engine
 from going_modular.data_setup import Transform
 from going_modular.model_builder import ViT, ViTConfig
-from going_modular.recipes import HALF, MINI, RECIPES, TABLE_4, Recipe
+from going_modular.recipes import MINI, RECIPES, TABLE_4, Recipe
 from going_modular.synthetic_food import make_food_dataset
 from going_modular.train import changed_images, fit, shrinking, shrunk
 from going_modular.utils import get_device, repository_path, set_seeds
@@ -98,7 +98,7 @@ def run_part(part: str, seed: int, epochs: int | None = None, **options) -> dict
 def held_out_drawings(size: int) -> TensorDataset:
     """300 drawings of another seed, as a model of this image size is evaluated."""
     folder = make_food_dataset(data_setup.DATA_DIR / "more_synthetic_food", seed=7)
-    transform = evaluation_transform(size, HALF, HALF)
+    transform = evaluation_transform(size)
     parts = [
         data_setup.load_into_memory(data_setup.PhotoFolder(folder / part, transform))
         for part in ("train", "test")
@@ -146,7 +146,7 @@ def read_food(raw: Transform, evaluated: Transform) -> Food:
 def food_for_mini() -> Food:
     """At the size of `MINI`."""
     size = MINI.image_size
-    return read_food(shrinking(size), evaluation_transform(size, HALF, HALF))
+    return read_food(shrinking(size), evaluation_transform(size))
 
 
 @cache

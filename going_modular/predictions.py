@@ -15,7 +15,6 @@ from torch import nn
 
 from going_modular.classifier_file import read_vit
 from going_modular.data_setup import Transform, load_image
-from going_modular.recipes import HALF
 from going_modular.utils import get_device
 from going_modular.weights import evaluation_transform
 
@@ -127,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         vit, notes = read_vit(options.weights.absolute())
         if "class_names" not in notes:
             raise ValueError(f"{options.weights.name} does not name its classes")
-        transform = evaluation_transform(vit.config.image_size, HALF, HALF)
+        transform = evaluation_transform(vit.config.image_size)
         prediction = predict_image(
             vit, image, notes["class_names"], transform, get_device()
         )

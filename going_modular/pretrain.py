@@ -27,6 +27,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from going_modular.classifier_file import write_vit
+from going_modular.data_setup import IMAGENET_MEAN, IMAGENET_STD
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.recipes import Recipe, build_optimizer, build_scheduler
 from going_modular.synthetic_food import NAMES, draw_scene
@@ -41,7 +42,6 @@ from going_modular.weights import statistics_of
 FOLDER = repository_path("build/pretraining")
 SIZE = 128  # pixels of a drawn picture; the network sees crops of 112
 HELD_OUT = 1  # picture of each dish to measure the accuracy on
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as is usual
 CONFIG = ViTConfig(
     image_size=112,
     patch_size=14,
@@ -52,7 +52,9 @@ CONFIG = ViTConfig(
     num_classes=0,
     dropout=0.0,
 )
-NORMALIZE = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+NORMALIZE = v2.Compose(
+    [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+)
 CROP = v2.Compose(
     [
         v2.RandomResizedCrop(CONFIG.image_size, scale=(0.3, 1.0)),

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import (
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 
-from going_modular.data_setup import Transform
+from going_modular.data_setup import IMAGENET_MEAN, IMAGENET_STD, Transform
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.vit_config import check_choice, check_size
 
@@ -257,14 +257,11 @@ def learning_rates(recipe: Recipe, steps: int) -> list[float]:
     return rates
 
 
-HALF = (0.5, 0.5, 0.5)  # as mean and std: colours from -1 to 1, as in the authors' code
-
-
 def training_transform(
     recipe: Recipe,
     size: int,
-    mean: Sequence[float] = HALF,
-    std: Sequence[float] = HALF,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
 ) -> Transform:
     """Image (Pillow, or uint8 tensor) -> tensor (3, size, size), randomly changed."""
     steps = [v2.Resize((size, size))]

@@ -26,7 +26,7 @@ from going_modular.distributed import (
     whole_states,
 )
 from going_modular.model_builder import VIT_CONFIGS, ViT
-from going_modular.recipes import HALF, MINI, RECIPES, Recipe
+from going_modular.recipes import MINI, RECIPES, Recipe
 from going_modular.utils import (
     PRECISIONS,
     best_precision,
@@ -236,7 +236,7 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
     vit = build_vit(options, recipe, len(class_names))
     size = vit.config.image_size
     train_images = shrunk(train_dir, size)
-    test_name, transform = "test", evaluation_transform(size, HALF, HALF)
+    test_name, transform = "test", evaluation_transform(size)
     if options.hold_out:
         test_name = "held-out"
         kept, held_out = data_setup.split_train_validation(

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from going_modular.data_setup import IMAGENET_MEAN, IMAGENET_STD
+
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -28,8 +30,8 @@ class Naming:
     title: str
     parts: dict[str, str]
     layer_norm_eps: float = 1e-6
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # ImageNet's colours
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     jax: bool = False
 
     def names(self, num_layers: int) -> dict[str, str]:

@@ -7,6 +7,7 @@ from tiny_vit import tiny_vit
 from torch import nn
 
 from going_modular import recipes
+from going_modular.data_setup import IMAGENET_MEAN, IMAGENET_STD
 from going_modular.model_builder import VIT_CONFIGS
 from going_modular.recipes import RECIPES, TABLE_3, TABLE_4, Recipe
 
@@ -123,14 +124,15 @@ def test_impossible_settings_are_named(settings, message):
         Recipe(**settings)
 
 
-def test_transforms_give_the_size_asked_for_and_colours_from_minus_one_to_one():
+def test_transforms_give_the_size_asked_for_and_normalised_colours():
     image = Image.new("RGB", (50, 30), "white")
     for recipe in RECIPES.values():
         tensor = recipes.training_transform(recipe, 16)(image)
         assert tensor.shape == (3, 16, 16) and tensor.dtype == torch.float32
     recipe = Recipe(epochs=1)  # nothing random: the training image is the whole one
     tensor = recipes.training_transform(recipe, 16)(image)
-    assert torch.equal(tensor, torch.ones(3, 16, 16))
+    white = (1 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
+    torch.testing.assert_close(tensor, white.view(3, 1, 1).expand(3, 16, 16))
 
 
 def test_each_setting_changes_the_image():
