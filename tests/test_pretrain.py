@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from going_modular import pretrain, weights
+from going_modular.data_setup import IMAGENET_MEAN, IMAGENET_STD
 from going_modular.synthetic_food import NAMES, draw_scene
 from going_modular.weights import statistics_of
 
@@ -92,7 +93,7 @@ def test_held_out_pictures_are_not_trained_on():
     drawn[:, -pretrain.HELD_OUT :] = 1
     images, dishes, contents, kept = pretrain.batch_of(drawn, step=0, size=64)
     assert images.shape == (64, 3, 112, 112) and set(dishes.tolist()) == {0, 1, 2}
-    black = -torch.tensor(pretrain.MEAN) / torch.tensor(pretrain.STD)
+    black = -torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)
     torch.testing.assert_close(images.mean(dim=(0, 2, 3)), black)
     assert (contents[..., 0] == 1).all() and contents.shape[:2] == (64, 65)
     assert kept.shape == (64, 16) and all(len(set(row)) == 16 for row in kept.tolist())
