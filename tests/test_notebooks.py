@@ -30,6 +30,7 @@ SERIES = [
     "08_training_from_scratch",
     "09_transfer_learning",
     "10_custom_image_prediction",
+    "11_paper_recipe",
 ]
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem[:2])
 

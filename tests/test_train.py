@@ -4,6 +4,8 @@ import os
 import random
 import re
 import signal
+import sys
+import types
 
 import pytest
 import torch
@@ -204,3 +206,37 @@ def test_predictions_say_what_is_wrong_with_a_file(folder, capsys):
         with pytest.raises(SystemExit):
             predictions.main(arguments)
         assert re.search(message, capsys.readouterr().err)
+
+
+def test_tensorboard_gets_the_same_figures_where_it_is_installed(folder, monkeypatch):
+    written = {}
+
+    class Writer:
+        def __init__(self, path):
+            assert path == folder / "run"
+
+        def add_scalar(self, name, value, epoch):
+            written.setdefault(epoch, {})[name] = value
+
+        def flush(self):
+            pass
+
+    stand_in = types.ModuleType("torch.utils.tensorboard")
+    stand_in.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
+    train.main(arguments(folder, epochs=2, warmup_steps=0))
+    lines = [json.loads(line) for line in (folder / "run/log.jsonl").open()]
+    assert written == {line["epoch"]: line for line in lines}
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # not installed
+    train.main(arguments(folder, "other", epochs=1, warmup_steps=0))
+    assert len(written) == 2
+
+
+def test_a_file_of_weights_says_what_else_it_was_given(tmp_path):
+    vit = ViT(ViTConfig(16, 8, 3, 12, 1, 2, 24, 2)).half()
+    path = write_vit(vit, tmp_path / "vit.safetensors", class_names=["a", "b"], log=[1])
+    again, notes = read_vit(path)
+    assert notes == {"class_names": ["a", "b"], "log": [1]}
+    assert again.config == vit.config and not again.training
+    for name, tensor in vit.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor.float())
