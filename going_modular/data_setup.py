@@ -41,8 +41,6 @@ CUSTOM_PHOTO = "04-pizza-dad.jpeg"
 CUSTOM_PHOTO_SHA256 = "0f00389758009e8430ca17c9a21ebb4564c6945e0c91c58cf058e6a93d267dc8"
 COURSE = "https://github.com/mrdbourke/pytorch-deep-learning/raw/main"
 TIMEOUT = (3, 10)  # seconds to connect, and between two pieces of the answer
-# Colours have mean 0 and deviation 1 with these on average, as start values expect it
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PATIENCE = 6  # seconds until an answer has begun, whatever holds it up
 
 Transform = Callable[[Image.Image], torch.Tensor]

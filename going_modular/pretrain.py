@@ -27,11 +27,12 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from going_modular.classifier_file import write_vit
-from going_modular.data_setup import IMAGENET_MEAN, IMAGENET_STD
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.recipes import Recipe, build_optimizer, build_scheduler
 from going_modular.synthetic_food import NAMES, draw_scene
 from going_modular.utils import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     autocast,
     get_device,
     repository_path,

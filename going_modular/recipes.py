@@ -20,8 +20,9 @@ from torch.optim.lr_scheduler import (
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 
-from going_modular.data_setup import IMAGENET_MEAN, IMAGENET_STD, Transform
+from going_modular.data_setup import Transform
 from going_modular.model_builder import ViT, ViTConfig
+from going_modular.utils import IMAGENET_MEAN, IMAGENET_STD
 from going_modular.vit_config import check_choice, check_size
 
 CHOICES = {

@@ -16,6 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SIZES = ("smoke", "cpu", "paper")
+# With these, colours of photos have mean 0 and deviation 1, as start values expect it
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from going_modular.data_setup import IMAGENET_MEAN, IMAGENET_STD
+from going_modular.utils import IMAGENET_MEAN, IMAGENET_STD
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 
 from going_modular import pretrain, weights
-from going_modular.data_setup import IMAGENET_MEAN, IMAGENET_STD
 from going_modular.synthetic_food import NAMES, draw_scene
+from going_modular.utils import IMAGENET_MEAN, IMAGENET_STD
 from going_modular.weights import statistics_of
 
 OPTIONS = {

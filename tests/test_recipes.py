@@ -7,9 +7,9 @@ from tiny_vit import tiny_vit
 from torch import nn
 
 from going_modular import recipes
-from going_modular.data_setup import IMAGENET_MEAN, IMAGENET_STD
 from going_modular.model_builder import VIT_CONFIGS
 from going_modular.recipes import RECIPES, TABLE_3, TABLE_4, Recipe
+from going_modular.utils import IMAGENET_MEAN, IMAGENET_STD
 
 
 def expected_rate(recipe, steps, t):
