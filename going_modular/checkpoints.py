@@ -16,6 +16,7 @@ from going_modular.distributed import (
     load_whole_states,
     process_count,
     process_rank,
+    sum_over_processes,
     whole_states,
 )
 from going_modular.utils import repository_path, written_whole
@@ -27,7 +28,8 @@ class Progress:
 
     epoch: int = 1  # the epoch under way
     batch: int = 0  # batches of it that are done, the position in the data order
-    sums: list[float] = field(default_factory=lambda: [0.0] * 3)  # of this epoch
+    sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # see `add_step`
+    lr: float = 0.0  # of the last step
     results: dict[str, list] = field(default_factory=dict)  # of the epochs before
 
 
@@ -77,9 +79,16 @@ class Checkpoint:
         is for `set_random_state`, once the data loader stands where it stood.
 
         Raises:
-            ValueError: if the file is of a run with other settings, or processes.
+            ValueError: if the file is of a run with other settings, or processes, or if
+                not all processes see it.
         """
-        if not self.path.is_file():
+        seen = sum_over_processes([self.path.is_file()])[0]
+        if seen not in (0, process_count()):
+            raise ValueError(
+                f"{seen:.0f} of {process_count()} processes see {self.path}: it has to "
+                "lie where all machines can read it"
+            )
+        if not seen:
             return Progress(), None
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         settings = {**self.run, "processes": process_count()}
@@ -112,6 +121,8 @@ def random_state() -> dict:
     }  # fmt: skip
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
@@ -124,11 +135,13 @@ def set_random_state(state: dict) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
 
 
 @contextmanager
 def postponed_interrupts(wanted: bool = True) -> Iterator[Callable[[], bool]]:
-    """Let a step finish before Ctrl-C, a notebook's stop button or SIGTERM end a run.
+    """Let a run come to a good end before Ctrl-C, a stop button or SIGTERM ends it.
 
     Gives a function that says whether somebody asked to stop. A second request is
     obeyed at once. Nothing is postponed if it is not wanted, or outside the main

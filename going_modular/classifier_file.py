@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.utils import repository_path, written_whole
@@ -25,6 +25,21 @@ def write_vit(vit: ViT, path: str | Path, **notes) -> Path:
     return path
 
 
+def notes_of(path: str | Path) -> dict:
+    """What a .safetensors file says of itself, as `write_vit` wrote it."""
+    with safe_open(repository_path(path), framework="pt") as file:
+        return {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+
+
+def stored_config(path: str | Path) -> dict:
+    """The fields of `ViTConfig` that a file tells; none if it is not of `write_vit`."""
+    try:
+        config = notes_of(path).get("config", {})
+    except (SafetensorError, json.JSONDecodeError):  # of another kind, or of others
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
 def read_vit(path: str | Path) -> tuple[ViT, dict]:
     """The ViT of a file that `write_vit` wrote, in evaluation mode, and its notes.
 
@@ -36,9 +51,7 @@ def read_vit(path: str | Path) -> tuple[ViT, dict]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of weights at {path}")
     try:
-        with safe_open(path, framework="pt") as file:
-            notes = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        notes, tensors = notes_of(path), load_file(path)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path.name} ({path.stat().st_size} bytes) cannot be read: {error}"

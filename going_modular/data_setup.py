@@ -8,6 +8,7 @@ drawn pictures take their place (`synthetic_food.py`).
 import hashlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -407,16 +408,21 @@ def create_dataloaders(
     """
     train_data = PhotoFolder(train_dir, train_transform or transform)
     test_data = PhotoFolder(test_dir, transform)
-    if train_data.classes != test_data.classes:
-        raise ValueError(
-            f"the classes differ: {train_dir} has {train_data.classes}, "
-            f"{test_dir} has {test_data.classes}"
-        )
+    check_same_classes(train_data, test_data)
     return (
         create_dataloader(train_data, batch_size, True, num_workers, seed),
         create_dataloader(test_data, batch_size, False, num_workers),
         train_data.classes,
     )
+
+
+def check_same_classes(first: PhotoFolder, second: PhotoFolder) -> None:
+    """Raise `ValueError` unless two folders hold the same classes."""
+    if first.classes != second.classes:
+        raise ValueError(
+            f"the classes differ: {first.root} has {first.classes}, {second.root} has "
+            f"{second.classes}"
+        )
 
 
 def create_dataloader(
@@ -439,8 +445,17 @@ def create_dataloader(
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,
+        worker_init_fn=ignore_interrupts,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to every process, to the main process.
+
+    A worker that obeyed it would fail the step that a checkpoint waits for.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def set_epoch(dataloader: object, epoch: int) -> None:
@@ -458,8 +473,8 @@ def set_epoch(dataloader: object, epoch: int) -> None:
 class Augmented(Dataset):
     """A data set's images through a random transform that can be repeated exactly.
 
-    Seed, epoch and index decide the random numbers for an image: they are the same
-    however many processes read, in whatever order, and after a resumed run's stop.
+    Seed, epoch and index decide PyTorch's random numbers for an image: they are the
+    same however many processes read, in whatever order, and after a resumed run's stop.
     """
 
     def __init__(self, dataset: Dataset, transform: Transform, seed: int = 42):
@@ -477,7 +492,8 @@ class Augmented(Dataset):
         image, label = self.dataset[index]
         numbers = np.random.SeedSequence((self.seed, self.epoch, index))
         with torch.random.fork_rng(devices=[]):
-            seed = int(numbers.generate_state(1, np.uint64)[0] >> np.uint64(1))
+            # Not torch.manual_seed: that would reset the GPU's generator as well
+            seed = int(numbers.generate_state(1, np.uint64)[0])
             torch.default_generator.manual_seed(seed)
             return self.transform(image), label
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_state_dict,
     set_state_dict,
 )
@@ -138,6 +139,13 @@ def whole_states(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple:
     return undistributed(model).state_dict(), optimizer.state_dict()
 
 
+def whole_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The model's part of `whole_states`."""
+    if is_sharded(model):
+        return get_model_state_dict(model, options=WHOLE)
+    return undistributed(model).state_dict()
+
+
 def load_whole_states(
     model: nn.Module, optimizer: torch.optim.Optimizer, states: tuple
 ) -> None:
@@ -211,5 +219,6 @@ def share_of(dataloader: DataLoader) -> DataLoader:
         ),
         collate_fn=CollateOrStandIn(dataloader.dataset),
         num_workers=dataloader.num_workers,
+        worker_init_fn=dataloader.worker_init_fn,
         pin_memory=dataloader.pin_memory,
     )

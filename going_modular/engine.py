@@ -5,6 +5,7 @@ of 32 leave one image alone in the last batch, where it would weigh as much as 3
 """
 
 import itertools
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,8 @@ class Method:
     """How a step is taken, beyond optimizer and loss; the defaults are a plain step.
 
     Args:
-        scheduler: sets the learning rate of each step.
+        scheduler: sets the learning rate of each step, those that "float16" skips
+            because of an overflow included.
         clip_norm: a gradient longer than this (norm over all parameters) is shortened
             to it; 0 for never.
         accumulate: how many batches of the data loader make up one step. Their
@@ -114,14 +116,18 @@ class Step(NamedTuple):
     loss_sum: float
     correct: float
     samples: float
-    batches: int  # of this process' data loader
+    grad_norm: float  # before clipping; infinite where float16 was too small for it
     lr: float
-    grad_norm: float  # before clipping
+    batches: int  # of this process' data loader
 
 
 def add_step(sums: Sequence[float], step: Step) -> list[float]:
-    """[loss, correct, samples] so far, and those of one more step."""
-    return [total + value for total, value in zip(sums, step[:3], strict=True)]
+    """Sums of loss, correct, samples and finite gradient norms, and how many of these.
+
+    `sums` are those so far; the result has one more step in it.
+    """
+    norm = (step.grad_norm, 1) if math.isfinite(step.grad_norm) else (0.0, 0)
+    return [a + b for a, b in zip(sums, (*step[:3], *norm), strict=True)]
 
 
 def take_step(
@@ -131,12 +137,14 @@ def take_step(
     optimizer: torch.optim.Optimizer,
     device: torch.device | str,
     method: Method,
-    where: str,
+    epoch: int,
+    done: int,
 ) -> Step:
     """One step on all samples of all batches, of all processes.
 
     Its loss is the sum over samples, divided by how many there are in all: so it does
-    not matter how they are dealt to batches and processes.
+    not matter how they are dealt to batches and processes. `done` batches were before
+    these in the epoch.
 
     Raises:
         FloatingPointError: if the loss is not finite; no step is taken then.
@@ -155,7 +163,7 @@ def take_step(
             with autocast(device, method.precision):
                 logits = model(images)
                 loss = loss_fn(logits, labels) if count else 0 * logits.sum()
-            check_finite(loss, where)
+            check_finite(loss, f"epoch {epoch}, batch {done + number}")
             # W processes average their gradients: W times a share of a sum is a mean
             share = count * process_count() / samples
             method.scaler.scale(loss * share).backward()
@@ -171,7 +179,7 @@ def take_step(
     if method.average is not None:
         method.average.update_parameters(model)
     sums = sum_over_processes([loss_sum, correct, mine])
-    return Step(*sums, len(batches), lr, whole(norm).item())
+    return Step(*sums, whole(norm).item(), lr, len(batches))
 
 
 def steps_of(
@@ -183,21 +191,25 @@ def steps_of(
     epoch: int,
     progress: bool,
     method: Method,
+    done: int = 0,
 ) -> Iterator[Step]:
-    """Take the steps of one pass over the data, one after the other."""
+    """Take the steps of one pass over the data, one after the other.
+
+    With `done` batches taken before, the data loader gives those after them.
+    """
     set_training_mode(model)
     bar = tqdm(
         dataloader,
         desc=f"epoch {epoch}",
+        initial=done,
         unit="batch",
         leave=False,
         disable=not progress,
         file=sys.stdout,  # one stream, so that a notebook keeps its lines in order
     )
-    batches, done = iter(bar), 0
+    batches = iter(bar)
     while group := list(itertools.islice(batches, method.accumulate)):
-        where = f"epoch {epoch}, batch {done + 1}"
-        yield take_step(model, group, loss_fn, optimizer, device, method, where)
+        yield take_step(model, group, loss_fn, optimizer, device, method, epoch, done)
         done += len(group)
 
 
@@ -227,12 +239,12 @@ def train_step(
         FloatingPointError: at the first batch whose loss is not finite.
         ValueError: if there is no batch.
     """
-    sums, method = [0.0, 0.0, 0.0], method or Method()
+    sums, method = [0.0] * 5, method or Method()
     for step in steps_of(
         model, dataloader, loss_fn, optimizer, device, epoch, progress, method
     ):
         sums = add_step(sums, step)
-    return averages(*sums)
+    return averages(*sums[:3])
 
 
 @torch.no_grad()  # fully sharded models do not bear inference_mode
@@ -325,16 +337,17 @@ def train(
         method: schedule, clipping, precision and more, see `Method`.
         test_loss_fn: the loss to evaluate with, if it is another, as with smoothed
             labels.
-        checkpoint: where to save after each epoch, and when somebody asks to stop. If
-            the file is there already, training goes on from it, to the same numbers as
-            without the stop.
+        checkpoint: where to save after each epoch, and after the step that is being
+            taken when somebody asks to stop. If the file is there already, training
+            goes on from it, to the same numbers as without the stop.
         on_step: called after each step with its epoch and what it did.
         on_epoch: called after each epoch with the results so far, to draw or log them.
 
     Returns:
         {"train_loss": [...], "train_acc": [...], "test_loss": [...],
-        "test_acc": [...], "collapsed": [...]}, one entry an epoch. The last says
-        whether all predictions were one class although the labels were not.
+        "test_acc": [...], "collapsed": [...], "lr": [...], "grad_norm": [...]}, one
+        entry an epoch. `collapsed` says whether all predictions were one class although
+        the labels were not; `lr` is the last step's, `grad_norm` the steps' average.
 
     Raises:
         FloatingPointError: at the first batch whose loss is not finite.
@@ -346,53 +359,43 @@ def train(
     at, random_state = Progress(), None
     if checkpoint is not None:
         at, random_state = checkpoint.load(model, optimizer, method)
-    for name in ("train_loss", "train_acc", "test_loss", "test_acc", "collapsed"):
-        at.results.setdefault(name, [])
     evaluated = model if method.average is None else method.average.module
-    while at.epoch <= epochs:
-        try:
-            set_epoch(train_dataloader, at.epoch)
-            batches = rest_of_epoch(train_dataloader, at.batch, random_state)
-            steps = steps_of(
-                model, batches, loss_fn, optimizer, device, at.epoch, progress, method
-            )
-            with postponed_interrupts(checkpoint is not None) as stop_requested:
+    try:
+        with postponed_interrupts(checkpoint is not None) as stop_requested:
+            while at.epoch <= epochs:
+                set_epoch(train_dataloader, at.epoch)
+                batches = rest_of_epoch(train_dataloader, at.batch, random_state)
+                random_state = None
+                steps = steps_of(
+                    model, batches, loss_fn, optimizer, device, at.epoch, progress,
+                    method, at.batch,
+                )  # fmt: skip
                 for step in steps:
-                    at.batch += step.batches
+                    at.batch, at.lr = at.batch + step.batches, step.lr
                     at.sums = add_step(at.sums, step)
                     if on_step is not None:
                         on_step(at.epoch, step)
                     if checkpoint is not None and in_any_process(stop_requested()):
                         checkpoint.save(model, optimizer, method, at)
                         raise KeyboardInterrupt(f"saved in {checkpoint.path}")
-        finally:
-            set_epoch(train_dataloader, 0)  # who looks at a batch sees that of before
-        test_loss, (true, said, right) = evaluate(
-            evaluated,
-            test_dataloader,
-            test_loss_fn or loss_fn,
-            device,
-            at.epoch,
-            method.precision,
-        )
-        train_loss, train_acc = averages(*at.sums)
-        epoch_results = {
-            "train_loss": train_loss,
-            "train_acc": train_acc,
-            "test_loss": test_loss,
-            "test_acc": right.sum().item() / true.sum().item(),
-            "collapsed": (said > 0).sum().item() == 1 < (true > 0).sum().item(),
-        }
-        for name, value in epoch_results.items():
-            at.results[name].append(value)
-        if progress:
-            print_epoch(at.epoch, epochs, epoch_results, said, test_name)
-        if on_epoch is not None:
-            on_epoch(at.results)
-        at.epoch, at.batch, at.sums = at.epoch + 1, 0, [0.0, 0.0, 0.0]
-        random_state = None
-        if checkpoint is not None:
-            checkpoint.save(model, optimizer, method, at)
+                test_loss, counts = evaluate(
+                    evaluated, test_dataloader, test_loss_fn or loss_fn, device,
+                    at.epoch, method.precision,
+                )  # fmt: skip
+                of_epoch = summary(at, test_loss, counts)
+                for name, value in of_epoch.items():
+                    at.results.setdefault(name, []).append(value)
+                if progress:
+                    print_epoch(at.epoch, epochs, of_epoch, counts[1], test_name)
+                if on_epoch is not None:
+                    on_epoch(at.results)
+                at.epoch, at.batch, at.sums = at.epoch + 1, 0, [0.0] * 5
+                if checkpoint is not None:
+                    checkpoint.save(model, optimizer, method, at)
+                    if in_any_process(stop_requested()):
+                        raise KeyboardInterrupt(f"saved in {checkpoint.path}")
+    finally:
+        set_epoch(train_dataloader, 0)  # who looks at a batch sees that of before
     return at.results
 
 
@@ -411,6 +414,22 @@ def rest_of_epoch(
     if random_state is not None and done > 0:
         set_random_state(random_state)
     return batches
+
+
+def summary(at: Progress, test_loss: float, counts: torch.Tensor) -> dict:
+    """An epoch's entries in the results of `train`, from `evaluate` and the steps."""
+    true, said, right = counts
+    train_loss, train_acc = averages(*at.sums[:3])
+    norm_sum, norms = at.sums[3:]
+    return {
+        "train_loss": train_loss,
+        "train_acc": train_acc,
+        "test_loss": test_loss,
+        "test_acc": right.sum().item() / true.sum().item(),
+        "collapsed": (said > 0).sum().item() == 1 < (true > 0).sum().item(),
+        "lr": at.lr,
+        "grad_norm": norm_sum / max(norms, 1),
+    }
 
 
 def print_epoch(

@@ -11,6 +11,7 @@ that was stopped goes on where it was.
 """
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,10 +29,10 @@ from tqdm import tqdm
 from going_modular import data_setup, engine
 from going_modular.data_setup import Transform
 from going_modular.model_builder import ViT, ViTConfig
-from going_modular.recipes import MINI, RECIPES, TABLE_4, Recipe
+from going_modular.recipes import MINI, RECIPES, TABLE_4, Recipe, start_as
 from going_modular.synthetic_food import make_food_dataset
 from going_modular.train import changed_images, fit, shrinking, shrunk
-from going_modular.utils import get_device, repository_path, set_seeds
+from going_modular.utils import append_line, get_device, repository_path, set_seeds
 from going_modular.weights import (
     evaluation_transform,
     load_pretrained_backbone,
@@ -74,7 +75,7 @@ def run_part(part: str, seed: int, epochs: int | None = None, **options) -> dict
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs, warmup_steps=0)
     set_seeds(seed)
-    vit = ViT(replace(PARTS_MODEL, dropout=recipe.dropout))
+    vit = start_as(recipe.start, ViT(replace(PARTS_MODEL, dropout=recipe.dropout)))
     size, norms = vit.config.image_size, []
     drawn = data_setup.get_drawn_images()
     _, results = fit(
@@ -110,9 +111,8 @@ def held_out_drawings(size: int) -> TensorDataset:
 
 # The self-supervised start: the network learns which of the training images it sees a
 # changed crop of, each image being a class of its own (Dosovitskiy et al., arXiv
-# 1406.6909; for ViTs and few images Cao and Wu, arXiv 2201.10728).
+# 1406.6909; for ViTs and few images Cao, Yu and Wu, arXiv 2201.10728).
 WHICH_IMAGE = replace(RECIPES["mini"], epochs=100, label_smoothing=0.0, cutmix=1.0)
-AFTER_WHICH_IMAGE = replace(RECIPES["mini"], epochs=50)
 HEAD = Recipe(epochs=10, batch_size=32, lr=1e-3, optimizer="adam")
 
 
@@ -213,7 +213,7 @@ def mini_from_scratch(
         MINI, dropout=recipe.dropout, stochastic_depth=recipe.stochastic_depth
     )
     options = {"device": get_device(), "seed": seed, "progress": False}
-    vit = ViT(config)
+    vit = start_as(recipe.start, ViT(config))
     if first is not None:
         numbers = torch.arange(len(train))
         numbered = TensorDataset(food.raw[train], numbers)
@@ -234,8 +234,8 @@ def mini_from_scratch(
     )[1]
 
 
-def head_on_backbone(food, train, held_out, seed) -> dict:
-    """Adam at 0.001 on a linear head; the backbone is frozen, as in notebook 09."""
+def head_on_backbone(food, train, held_out, seed, recipe: Recipe) -> dict:
+    """A linear head; the backbone is frozen, as in notebook 09."""
     backbone, _, _ = load_pretrained_backbone("drawn_dishes")
     parts = [
         engine.extract_features(
@@ -246,7 +246,9 @@ def head_on_backbone(food, train, held_out, seed) -> dict:
         for part in (train, held_out)
     ]
     head = nn.Linear(backbone.embedding_dim, 3)
-    return fit(head, HEAD, *parts, 3, device=get_device(), seed=seed, progress=False)[1]
+    return fit(head, recipe, *parts, 3, device=get_device(), seed=seed, progress=False)[
+        1
+    ]
 
 
 def whole_backbone(food, train, held_out, seed, recipe: Recipe) -> dict:
@@ -284,9 +286,9 @@ METHODS = {
     "chapter's recipe": partial(mini_from_scratch, recipe=RECIPES["chapter"]),
     "mini": partial(mini_from_scratch, recipe=RECIPES["mini"]),
     "mini after which-image": partial(
-        mini_from_scratch, recipe=AFTER_WHICH_IMAGE, first=WHICH_IMAGE
+        mini_from_scratch, recipe=RECIPES["mini"], first=WHICH_IMAGE
     ),
-    "head on our backbone": head_on_backbone,
+    "head on our backbone": partial(head_on_backbone, recipe=HEAD),
     "our backbone, Table 4": partial(whole_backbone, recipe=TABLE_4_SMALL),
 }
 CANDIDATES = {
@@ -306,27 +308,30 @@ def sweep(
     """Run what is not yet in `docs/results/<name>.jsonl`, a line a run.
 
     Args:
-        points: keyword arguments of each run; they stand in its line before its result.
+        points: of each run, the beginning of its line: its arguments, and "settings",
+            a fingerprint of all else that it depends on.
         jobs: processes, with one thread each.
     """
     path = RESULTS / f"{name}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done = [{k: run[k] for k in points[0]} for run in read_results(name)]
+    done = [{k: line.get(k) for k in points[0]} for line in read_results(name)]
     missing = [point for point in points if point not in done]
-    context = multiprocessing.get_context("spawn")
-    with (
-        context.Pool(jobs, torch.set_num_threads, (1,)) as pool,
-        path.open("a") as file,
-    ):
-        work = pool.imap_unordered(partial(called, run), missing)
+    with multiprocessing.get_context("spawn").Pool(
+        jobs, torch.set_num_threads, (1,)
+    ) as pool:
+        work = pool.imap_unordered(partial(line_of, run), missing)
         for line in tqdm(work, name, len(points), initial=len(points) - len(missing)):
-            file.write(json.dumps(line) + "\n")
-            file.flush()
+            append_line(path, line)
 
 
-def called(run: Callable[..., dict], point: dict) -> dict:
-    """A run's line: its arguments, and what came out."""
-    return {**point, **run(**point)}
+def line_of(run: Callable[..., dict], point: dict) -> dict:
+    """A run's line: what was asked for, and what came out."""
+    arguments = {name: value for name, value in point.items() if name != "settings"}
+    return {**point, **run(**arguments)}
+
+
+def fingerprint(*settings) -> str:
+    """A few digits that change when one of the settings does."""
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
 
 
 def read_results(name: str) -> list[dict]:
@@ -343,19 +348,26 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="0, 1, ... (default: 3)")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     options = parser.parse_args()
+    seeds = range(options.seeds)
     if options.sweep == "parts":
         points = [
-            {"part": part, "seed": seed}
-            for seed in range(options.seeds)
-            for part in PARTS
+            {"part": part, "seed": seed, "settings": fingerprint(PARTS_MODEL, recipe)}
+            for seed in seeds
+            for part, recipe in PARTS.items()
         ]
         sweep("parts", points, run_part, options.jobs)
         return
     choosing = options.sweep == "choose"
     source = data_setup.get_food_images().source
     points = [
-        {"method": method, "seed": seed, "fold": fold, "images": source}
-        for seed in range(options.seeds)
+        {
+            "method": method,
+            "seed": seed,
+            "fold": fold,
+            "images": source,
+            "settings": fingerprint(MINI, (METHODS | CANDIDATES)[method].keywords),
+        }
+        for seed in seeds
         for method in options.methods or (CANDIDATES if choosing else METHODS)
         for fold in range(5)
     ]

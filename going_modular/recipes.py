@@ -5,6 +5,7 @@ own for a few hundred images, and functions that build what a recipe names: opti
 course of the learning rate, augmentation, averaged weights, all from PyTorch's parts.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
@@ -32,9 +33,9 @@ CHOICES = {
 }
 
 
-def setting(default, meaning: str):
-    """A field of `Recipe`, with what `--help` and the reader need to know."""
-    return field(default=default, metadata={"help": meaning})
+def setting(default, meaning: str, most: float = math.inf):
+    """A field of `Recipe`, what it means, and the largest value that it may have."""
+    return field(default=default, metadata={"help": meaning, "most": most})
 
 
 @dataclass(frozen=True)
@@ -58,29 +59,32 @@ class Recipe:
     decay_everything: bool = setting(False, "decay biases, norms and positions too")
     betas: tuple[float, float] = setting((0.9, 0.999), "of AdamW and Adam")
     momentum: float = setting(0.9, "of SGD")
-    schedule: str = setting("constant", "after the warm-up; the others go to 0")
+    schedule: str = setting("constant", "after the warm-up; not constant: down to 0")
     warmup_steps: int = setting(0, "in which the learning rate grows from 0")
     clip_norm: float = setting(0.0, "gradients longer than this are shortened to it")
-    dropout: float = setting(0.0, "share of activations set to 0")
-    stochastic_depth: float = setting(0.0, "chance that the last block is left out")
-    label_smoothing: float = setting(0.0, "share of a label given to all classes")
-    crop_scale: float = setting(0.0, "least part of an image that a crop keeps")
+    dropout: float = setting(0.0, "share of activations set to 0", most=1)
+    stochastic_depth: float = setting(0.0, "chance that the last block is left out", 1)
+    label_smoothing: float = setting(0.0, "share of a label given to all classes", 1)
+    crop_scale: float = setting(0.0, "least part of an image that a crop keeps", 1)
     flip: bool = setting(False, "mirror half of the images")
-    color_jitter: float = setting(0.0, "change of brightness, contrast, saturation")
-    randaugment: int = setting(0, "magnitude, 1 to 30, of two random changes")
+    color_jitter: float = setting(0.0, "change of brightness, contrast, saturation", 1)
+    randaugment: int = setting(0, "magnitude, 1 to 30, of two random changes", 30)
     mixup: float = setting(0.0, "α of MixUp; Beta(α, α) gives the shares")
     cutmix: float = setting(0.0, "α of CutMix; with both, one of them for a batch")
-    average_decay: float = setting(0.0, "of a moving average of the weights, by step")
+    average_decay: float = setting(0.0, "of a moving average of weights, by step", 1)
 
     def __post_init__(self):
-        for name, kind in ((each.name, each.type) for each in fields(self)):
+        for each in fields(self):
+            name, kind, most = each.name, each.type, each.metadata["most"]
             value = getattr(self, name)
             if name in CHOICES:
                 check_choice(name, value, CHOICES[name])
             elif kind is int:
                 check_size(name, value, least=1 if name == "batch_size" else 0)
-            elif kind is float and not 0 <= value < float("inf"):
+            elif kind is float and not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a number >= 0, got {value!r}")
+            if kind in (int, float) and value > most:
+                raise ValueError(f"{name} must be at most {most}, got {value!r}")
         if (self.epochs > 0) == (self.steps > 0):
             raise ValueError(
                 f"a recipe needs epochs or steps, one of them: got {self.epochs} "
@@ -177,12 +181,17 @@ def start_as(start: str, vit: ViT) -> ViT:
     """Give a ViT the start values that a recipe asks for, and return it.
 
     "paper" leaves them as `ViT` has them. "chapter" is what the chapter's code does:
-    PyTorch's defaults for each layer, N(0, 1) for class token and positions.
+    PyTorch's defaults for each layer, `nn.MultiheadAttention` among them, and N(0, 1)
+    for class token and positions.
     """
     if start == "chapter":
         for module in vit.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
+        for block in vit.encoder:
+            nn.init.xavier_uniform_(block.attention.qkv.weight)  # 3D×D as one matrix
+            nn.init.zeros_(block.attention.qkv.bias)
+            nn.init.zeros_(block.attention.projection.bias)
         nn.init.normal_(vit.class_token)
         nn.init.normal_(vit.pos_embedding)
     return vit

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from going_modular.distributed import (
     process_rank,
     processes,
     share_of,
-    whole_states,
+    whole_tensors,
 )
 from going_modular.model_builder import VIT_CONFIGS, ViT
 from going_modular.recipes import MINI, RECIPES, Recipe
@@ -34,6 +35,7 @@ from going_modular.utils import (
     describe_environment,
     repository_path,
     set_seeds,
+    written_whole,
 )
 from going_modular.vit_config import check_divisible
 from going_modular.weights import evaluation_transform, load_vit
@@ -96,7 +98,7 @@ def fit(
     )
     steps_per_epoch = -(-len(train_loader) // accumulate)
     epochs = recipe.epochs_of(steps_per_epoch)
-    recipes.start_as(recipe.start, model).to(device)
+    model.to(device)
     average = recipes.build_average(model, recipe)
     model = distribute(model, sharding)
     optimizer = recipes.build_optimizer(model, recipe)
@@ -122,8 +124,7 @@ def fit(
         **options,
     )
     trained = model if average is None else average.module
-    tensors, _ = whole_states(trained, optimizer)
-    return tensors, results
+    return whole_tensors(trained), results
 
 
 def changed_images(
@@ -158,24 +159,12 @@ def shrunk(folder: str | Path, size: int) -> Dataset:
     return data_setup.load_into_memory(images)
 
 
-def write_line(path: Path, entry: dict) -> None:
-    """Append an epoch's results to a JSON-lines file.
-
-    Lines of this epoch and later ones, from a run that was killed before it saved
-    them, are dropped.
-    """
-    lines = path.read_text().splitlines() if path.is_file() else []
-    lines = [line for line in lines if json.loads(line)["epoch"] < entry["epoch"]]
-    path.write_text("\n".join([*lines, json.dumps(entry)]) + "\n")
-
-
 class Log:
     """Epochs as lines of `log.jsonl`, and in TensorBoard if that is installed."""
 
     def __init__(self, folder: Path):
+        self.path, self.began = folder / "log.jsonl", time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
-        self.path, self.images, self.norms = folder / "log.jsonl", 0, []
-        self.began = time.monotonic()
         try:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -183,29 +172,27 @@ class Log:
         except ImportError:
             self.board = None
 
-    def on_step(self, epoch: int, step: engine.Step) -> None:
-        """Remember what the epoch's line says of its steps."""
-        self.lr = step.lr
-        self.images += step.samples
-        self.norms.append(step.grad_norm)
-
     def on_epoch(self, results: dict[str, list]) -> None:
-        """Write the epoch that has ended."""
-        seconds = time.monotonic() - self.began
+        """Write the epoch that has ended.
+
+        Lines of this epoch and later ones, from a run that was killed before it saved
+        them, are dropped.
+        """
+        epoch = len(results["train_loss"])
         entry = {
-            "epoch": len(results["train_loss"]),
+            "epoch": epoch,
             **{name: values[-1] for name, values in results.items()},
-            "lr": self.lr,
-            "grad_norm": sum(self.norms) / len(self.norms),
-            "seconds": round(seconds, 2),
-            "images_per_second": round(self.images / seconds, 1),
         }
-        write_line(self.path, entry)
+        entry["seconds"] = round(time.monotonic() - self.began, 2)
+        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        lines = [line for line in lines if json.loads(line)["epoch"] < epoch]
+        with written_whole(self.path) as unfinished:
+            unfinished.write_text("\n".join([*lines, json.dumps(entry)]) + "\n")
         if self.board is not None:
             for name, value in entry.items():
-                self.board.add_scalar(name, value, entry["epoch"])
+                self.board.add_scalar(name, value, epoch)
             self.board.flush()
-        self.images, self.norms, self.began = 0, [], time.monotonic()
+        self.began = time.monotonic()
 
 
 def build_vit(options: argparse.Namespace, recipe: Recipe, num_classes: int) -> ViT:
@@ -221,7 +208,7 @@ def build_vit(options: argparse.Namespace, recipe: Recipe, num_classes: int) -> 
     set_seeds(options.seed)
     if options.weights:
         return load_vit(options.weights, **config)
-    return ViT(replace(MODELS[options.model], **config))
+    return recipes.start_as(recipe.start, ViT(replace(MODELS[options.model], **config)))
 
 
 def run(options: argparse.Namespace, device: torch.device) -> None:
@@ -245,16 +232,13 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
         train_images, test_images = Subset(train_images, kept.indices), held_out
     else:
         test_images = data_setup.PhotoFolder(test_dir, transform)
-        if test_images.classes != class_names:
-            raise ValueError(
-                f"the classes differ: {train_dir} has {class_names}, {test_dir} has "
-                f"{test_images.classes}"
-            )
+        data_setup.check_same_classes(data_setup.PhotoFolder(train_dir), test_images)
     if len(test_images) <= FEW:
         test_images = data_setup.load_into_memory(test_images)
 
     name = f"{options.model}-{options.recipe}-{options.seed}".replace("/", "-")
-    folder = repository_path(options.output or f"build/training/{name}")
+    folder = options.output or repository_path(f"build/training/{name}")
+    precision = options.precision or best_precision(device)
     is_first = process_rank() == 0
     log = Log(folder) if is_first else None
     if is_first:
@@ -273,7 +257,7 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
         device=device,
         seed=options.seed,
         accumulate=options.accumulate,
-        precision=options.precision or best_precision(device),
+        precision=precision,
         sharding=options.sharding,
         num_workers=options.workers,
         progress=is_first,
@@ -283,11 +267,16 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
             {
                 "recipe": asdict(recipe),
                 "config": asdict(vit.config),
-                "images": len(train_images),
+                "class_names": class_names,
+                "images": str(train_dir),
+                "hold_out": options.hold_out,
+                "weights": str(options.weights),
                 "seed": options.seed,
+                "accumulate": options.accumulate,
+                "precision": precision,
+                "sharding": options.sharding,
             },
         ),
-        on_step=log and log.on_step,
         on_epoch=log and log.on_epoch,
     )
     if is_first:
@@ -311,6 +300,11 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     if changes.keys() & {"epochs", "steps"}:  # one of them replaces the other
         changes = {"epochs": 0, "steps": 0, **changes}
     return replace(RECIPES[options.recipe], **changes)
+
+
+def absolute(path: str) -> Path:
+    """A path as the reader means it, seen from the folder of the command."""
+    return Path(path).absolute()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -340,17 +334,17 @@ def build_parser() -> argparse.ArgumentParser:
         "sharding": "with torchrun: whole models (ddp), or parts of one (fsdp)",
     }
     add = parser.add_argument
-    add("--data", type=Path, metavar="FOLDER", help=texts["data"])
+    add("--data", type=absolute, metavar="FOLDER", help=texts["data"])
     add("--model", choices=MODELS, default="ViT-Mini/12", metavar="NAME",
         help=texts["model"])  # fmt: skip
-    add("--weights", metavar="FILE", help=texts["weights"])
+    add("--weights", type=absolute, metavar="FILE", help=texts["weights"])
     add("--image-size", type=int, metavar="PIXELS", help="height and width")
     add("--patch-size", type=int, metavar="PIXELS", help="height and width of a patch")
     add("--pool", choices=["class_token", "mean"], help="what the head reads")
     add("--recipe", choices=RECIPES, default="mini", metavar="NAME",
         help=texts["recipe"])  # fmt: skip
     add("--hold-out", type=float, default=0.0, metavar="SHARE", help=texts["hold_out"])
-    add("--output", metavar="FOLDER", help=texts["output"])
+    add("--output", type=absolute, metavar="FOLDER", help=texts["output"])
     add("--seed", type=int, default=42, metavar="N", help="decides all random numbers")
     add("--workers", type=int, default=0, metavar="N", help="that read images")
     add("--precision", choices=PRECISIONS, help=texts["precision"])
@@ -376,12 +370,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 @record  # so that torchrun shows the error of the process that failed first
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options = parser.parse_args(arguments)
     try:
         with processes() as device:
             run(options, device)
     except KeyboardInterrupt as stop:
-        sys.exit(f"stopped, and {stop}: the same command goes on from there")
+        sys.exit(f"stopped, {stop}. The same command goes on from the last checkpoint")
+    except (OSError, ValueError) as error:
+        if "WORLD_SIZE" in os.environ:  # torchrun collects the errors of all processes
+            raise
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What every part of the series needs: paths, seeds, the device, saved models."""
 
+import json
 import os
 import platform
 import random
@@ -148,6 +149,13 @@ def written_whole(path: Path) -> Iterator[Path]:
     with unfinished.open("rb+") as file:
         os.fsync(file.fileno())
     unfinished.replace(path)
+
+
+def append_line(path: Path, entry: dict) -> None:
+    """Add one JSON line to a file, which never holds half a line."""
+    lines = path.read_text(encoding="utf-8") if path.is_file() else ""
+    with written_whole(path) as unfinished:
+        unfinished.write_text(f"{lines}{json.dumps(entry)}\n", encoding="utf-8")
 
 
 def save_model(model: nn.Module, target_dir: str | Path, model_name: str) -> Path:

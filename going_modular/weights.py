@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import VisionTransformer, ViT_B_16_Weights, vit_b_16
 
-from going_modular.classifier_file import read_vit
+from going_modular.classifier_file import read_vit, stored_config
 from going_modular.data_setup import (
     DownloadError,
     Transform,
@@ -53,7 +53,8 @@ def load_vit(weights: str | Path | Mapping[str, torch.Tensor], **overrides) -> V
     """A ViT made from a file of weights or a state_dict, in evaluation mode.
 
     `overrides` are fields of `ViTConfig`. With another `num_classes` the weights' head
-    is left out, with another `image_size` their positions are interpolated. Official
+    is left out, with another `image_size` their positions are interpolated. A file of
+    `write_vit` tells its own configuration. Official
     JAX checkpoints were trained with `gelu="tanh"`.
 
     Raises:
@@ -62,7 +63,8 @@ def load_vit(weights: str | Path | Mapping[str, torch.Tensor], **overrides) -> V
     """
     is_file = isinstance(weights, str | Path)
     tensors = read_weights(weights) if is_file else weights
-    found = config_from_state_dict(tensors, **overrides)
+    told = stored_config(weights) if is_file else {}
+    found = config_from_state_dict(tensors, **told | overrides)
     vit = ViT(replace(found, **overrides))
     load_weights(
         vit,

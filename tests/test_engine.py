@@ -113,10 +113,9 @@ def test_same_seed_same_numbers():
     first, second = run(seed=1), run(seed=1)
     assert first == second
     assert first != run(seed=2)
-    assert [len(values) for values in first.values()] == [3] * 5
-    assert list(first) == [
-        *("train_loss", "train_acc", "test_loss", "test_acc", "collapsed")
-    ]
+    assert [len(values) for values in first.values()] == [3] * 7
+    assert list(first)[:4] == ["train_loss", "train_acc", "test_loss", "test_acc"]
+    assert list(first)[4:] == ["collapsed", "lr", "grad_norm"]
     assert first["train_loss"][-1] < first["train_loss"][0]
 
 
@@ -369,7 +368,7 @@ def test_half_precision_learns_nearly_the_same(precision):
     assert not torch.equal(*weights.values())
 
 
-def test_float16_gradients_are_scaled_before_they_are_clipped():
+def test_float16_gradients_are_unscaled_before_they_are_clipped():
     plain, _ = trained(11, clip_norm=0.01)
     half, _ = trained(11, clip_norm=0.01, precision="float16")
     torch.testing.assert_close(half.weight, plain.weight, rtol=0, atol=1e-3)

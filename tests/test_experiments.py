@@ -3,10 +3,10 @@ from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
-import torch
 
 from going_modular import experiments, synthetic_food
 from going_modular.experiments import PARTS, read_results, sweep
+from going_modular.recipes import MINI, RECIPES
 
 
 @pytest.fixture
@@ -40,10 +40,12 @@ def squared(number, seed):
 
 
 def test_a_sweep_does_what_is_missing_and_nothing_twice(results):
-    points = [{"number": n, "seed": s} for n in (1, 2, 3) for s in (0, 1)]
+    points = [
+        {"number": n, "seed": s, "settings": "a"} for n in (1, 2, 3) for s in (0, 1)
+    ]
     sweep("squares", points[:2], squared)
     with pytest.raises(ValueError, match="no such number"):  # in the middle
-        sweep("squares", [*points[:4], {"number": -1, "seed": 0}], squared)
+        sweep("squares", [*points[:4], points[0] | {"number": -1}], squared)
     before = (results / "squares.jsonl").read_text()
     assert len(read_results("squares")) >= 2
     sweep("squares", points, squared)
@@ -53,6 +55,8 @@ def test_a_sweep_does_what_is_missing_and_nothing_twice(results):
     assert sorted(lines, key=str) == sorted(
         ({**point, "square": point["number"] ** 2} for point in points), key=str
     )
+    sweep("squares", [points[0] | {"settings": "b"}], squared)  # other settings
+    assert len(read_results("squares")) == 7
 
 
 def test_each_part_adds_to_the_one_before():
@@ -95,16 +99,36 @@ def test_a_fold_counts_right_answers_among_images_left_out(
         experiments.run_fold(method, 0, 0, "photos of cats")
 
 
-def test_the_stored_results_are_whole():
-    for part in PARTS:
+def test_fingerprints_change_with_any_setting():
+    recipes = [*PARTS.values(), RECIPES["mini"]]
+    prints = {experiments.fingerprint(MINI, recipe) for recipe in recipes}
+    assert len(prints) == len(recipes)
+    assert experiments.fingerprint(MINI, recipes[0]) in prints
+
+
+def test_the_stored_parts_are_whole_and_of_these_settings():
+    for part, recipe in PARTS.items():
         runs = [run for run in read_results("parts") if run["part"] == part]
-        assert sorted(run["seed"] for run in runs) == [0, 1, 2]
-        assert {len(run["test_acc"]) for run in runs} == {PARTS[part].epochs}
-    by_fold = {}
+        settings = experiments.fingerprint(experiments.PARTS_MODEL, recipe)
+        assert [(run["seed"], run["settings"]) for run in sorted_by_seed(runs)] == [
+            (seed, settings) for seed in (0, 1, 2)
+        ]
+        assert {len(run["test_acc"]) for run in runs} == {recipe.epochs}
+
+
+def test_the_stored_folds_are_whole_and_of_these_settings():
+    folds = {}
     for run in read_results("folds"):
         key = run["images"], run["method"], run["seed"]
-        by_fold.setdefault(key, []).append(run)
-    for key, runs in by_fold.items():
+        folds.setdefault(key, []).append(run)
+        keywords = experiments.METHODS[run["method"]].keywords
+        assert run["settings"] == experiments.fingerprint(MINI, keywords), key
+    photos = "FoodVision Mini (300 photos)"
+    assert {(photos, "mini", seed) for seed in (0, 1, 2)} <= folds.keys()
+    for key, runs in folds.items():
         assert sorted(run["fold"] for run in runs) == [0, 1, 2, 3, 4], key
         assert sum(run["of"] for run in runs) == 300
-    assert torch.tensor([run["seconds"] for run in read_results("folds")]).max() < 600
+
+
+def sorted_by_seed(runs):
+    return sorted(runs, key=lambda run: run["seed"])

@@ -117,6 +117,9 @@ def test_the_papers_tables():
         ({"epochs": 1, "lr": -1.0}, "lr must be a number >= 0, got -1.0"),
         ({"epochs": 1, "lr": math.nan}, "lr must be a number"),
         ({"epochs": 1, "batch_size": 0}, "batch_size must be a whole number >= 1"),
+        ({"epochs": 1, "crop_scale": 2.0}, "crop_scale must be at most 1, got 2.0"),
+        ({"epochs": 1, "randaugment": 31}, "randaugment must be at most 30"),
+        ({"epochs": 1, "average_decay": 1.5}, "average_decay must be at most 1"),
     ],
 )
 def test_impossible_settings_are_named(settings, message):
@@ -176,6 +179,11 @@ def test_the_chapters_start_has_its_spread():
     vit = recipes.start_as("chapter", tiny_vit(embedding_dim=64, num_heads=2))
     assert vit.class_token.std().item() == pytest.approx(1, abs=0.3)
     assert vit.pos_embedding.std().item() == pytest.approx(1, abs=0.2)
+    block = vit.encoder[0]
+    assert not block.attention.qkv.bias.any()  # as nn.MultiheadAttention starts
+    assert not block.attention.projection.bias.any() and block.mlp.expand.bias.all()
+    bound = (6 / (64 + 3 * 64)) ** 0.5
+    assert 0.95 * bound < block.attention.qkv.weight.abs().max() <= bound
     before = {n: p.clone() for n, p in vit.named_parameters()}
     recipes.start_as("paper", vit)  # leaves a ViT as it is
     assert all(torch.equal(p, before[n]) for n, p in vit.named_parameters())
