@@ -1,4 +1,5 @@
 import json
+import statistics
 from dataclasses import asdict
 from itertools import pairwise
 
@@ -132,3 +133,15 @@ def test_the_stored_folds_are_whole_and_of_these_settings():
 
 def sorted_by_seed(runs):
     return sorted(runs, key=lambda run: run["seed"])
+
+
+def test_the_readme_says_what_the_stored_folds_say():
+    readme = experiments.repository_path("README.md").read_text(encoding="utf-8")
+    for method in ("mini", "chapter's recipe", "head on our backbone"):
+        runs = [run for run in read_results("folds") if run["method"] == method]
+        accuracies = [
+            sum(run["right"] for run in runs if run["seed"] == seed) / 300
+            for seed in (0, 1, 2)
+        ]
+        mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
+        assert f"{mean:.3f} ± {spread:.3f}" in readme, method

@@ -7,7 +7,7 @@ from tiny_vit import TINY
 
 from going_modular import engine, recipes, scaling
 from going_modular.model_builder import VIT_CONFIGS, ViT
-from going_modular.recipes import RECIPES, Recipe
+from going_modular.recipes import Recipe
 from going_modular.utils import repository_path
 
 PAGE = repository_path("docs/scaling_out.md").read_text(encoding="utf-8")
@@ -66,7 +66,7 @@ def test_the_pages_loader_of_tar_files_feeds_the_engine(tmp_path):
     ):
         assert there in snippet
         snippet = snippet.replace(there, here)
-    names = {"recipes": recipes, "recipe": RECIPES["mini"]}
+    names = {}
     exec(snippet, names)
     batches = list(names["batches"])
     assert [images.shape for images, _ in batches] == [(4, 3, 32, 32)] * 2
