@@ -46,6 +46,9 @@ def test_the_page_shows_the_tables_that_the_formulas_give():
     memory, hours = scaling.memory_table(), scaling.hours_table()
     assert scaling.as_markdown(scaling.MEMORY_HEADER, memory) in PAGE
     assert scaling.as_markdown(scaling.HOURS_HEADER, hours) in PAGE
+    flops = scaling.training_flops(VIT_CONFIGS["ViT-B/16"])
+    rate = scaling.PEAK * scaling.UTILISATION / flops
+    assert f"a ViT-B/16 takes {rate:,.0f} images a second" in PAGE
 
 
 def test_the_pages_loader_of_tar_files_feeds_the_engine(tmp_path):
