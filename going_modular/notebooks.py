@@ -41,6 +41,11 @@ def execute(path: Path) -> nbformat.NotebookNode:
     ).execute()
     # One text for each stream, and of a progress bar only what it leaves behind.
     CoalesceStreamsPreprocessor().preprocess(notebook, {})
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [
+                o for o in cell.outputs if o.get("text") is None or o.text.strip()
+            ]
     notebook.metadata.pop("widgets", None)
     notebook.metadata.language_info = {"name": "python"}  # no version of one machine
     return notebook
