@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.ops import StochasticDepth
+from torchvision.ops import stochastic_depth as leave_out
 
 from going_modular.position_embedding import (
     interpolate_pos_embedding,
@@ -178,8 +178,11 @@ class TransformerEncoderBlock(nn.Module):
         self.mlp = MLPBlock(
             embedding_dim=embedding_dim, mlp_dim=mlp_dim, dropout=dropout, gelu=gelu
         )
-        # While training, leaves out a part for some images; otherwise it does nothing
-        self.drop_path = StochasticDepth(stochastic_depth, mode="row")
+        self.stochastic_depth = stochastic_depth
+
+    def drop_path(self, part: torch.Tensor) -> torch.Tensor:
+        """While training, leave a part out for some images; otherwise do nothing."""
+        return leave_out(part, self.stochastic_depth, "row", self.training)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         z = self.drop_path(self.attention(self.attention_norm(z))) + z  # equation 2
