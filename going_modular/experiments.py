@@ -246,9 +246,8 @@ def head_on_backbone(food, train, held_out, seed, recipe: Recipe) -> dict:
         for part in (train, held_out)
     ]
     head = nn.Linear(backbone.embedding_dim, 3)
-    return fit(head, recipe, *parts, 3, device=get_device(), seed=seed, progress=False)[
-        1
-    ]
+    options = {"device": get_device(), "seed": seed, "progress": False}
+    return fit(head, recipe, *parts, num_classes=3, **options)[1]
 
 
 def whole_backbone(food, train, held_out, seed, recipe: Recipe) -> dict:
@@ -277,8 +276,8 @@ def whole_backbone(food, train, held_out, seed, recipe: Recipe) -> dict:
     )[1]
 
 
-# Table 4 for fewer images than its batches hold; the learning rate is the one
-# that `choose` chose.
+# Table 4 for fewer images than its batches hold. Its learning rate is still to be
+# chosen, by the sweep "choose".
 TABLE_4_SMALL = replace(
     RECIPES["paper-finetune"], batch_size=32, steps=150, crop_scale=0.4, flip=True
 )
