@@ -132,6 +132,24 @@ def test_the_pictures_of_the_readme_are_the_notebooks_own():
             assert f"](notebooks/{picture.name})" in readme
 
 
+def test_09_says_of_08_what_08_shows():
+    printed = {}
+    for path in PATHS:
+        notebook = nbformat.read(path, as_version=4)
+        printed[path.stem[:2]] = "".join(
+            output.get("text", "")
+            for cell in notebook.cells
+            for output in cell.get("outputs", [])
+        )
+    right = re.search(r"\((\d+/75)\)", printed["08"])[1].replace("/", " of ")
+    best = round(45 * float(re.search(r"accuracy (\S+) after 60", printed["08"])[1]))
+    random = round(45 * float(re.search(r"random +\S+ +(\S+)", printed["09"])[1]))
+    text = "\n".join(cell.source for cell in cells_of(PATHS[9], "markdown"))
+    assert f"got {right} right in the stored run" in text
+    assert f"only two validation images more than this row: {best} of 45" in text
+    assert best - random == 2
+
+
 def test_large_pictures_are_stored_as_jpeg():
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     for pixels, kind in ((noise, "jpeg"), (noise * 0, "png")):
