@@ -287,8 +287,9 @@ TABLE_4_SMALL = replace(
     RECIPES["paper-finetune"], batch_size=32, steps=150, lr=0.03, crop_scale=0.4,
     flip=True,
 )  # fmt: skip
-# What was tried within the 225 training images, in 16 bit, for speed: `mini` with some
-# settings changed, and the paper's learning rates for fine-tuning.
+
+# What was tried within the 225 training images: `mini` with some settings changed (in
+# 16 bit, for speed), and the paper's learning rates for fine-tuning.
 _SMALLER = {"batch_size": 16, "warmup_steps": 80}
 _LONGER = _SMALLER | {"epochs": 100}
 TRIED = {
@@ -366,6 +367,24 @@ def read_results(name: str) -> list[dict]:
     path = RESULTS / f"{name}.jsonl"
     lines = path.read_text().splitlines() if path.is_file() else []
     return [json.loads(line) for line in lines]
+
+
+def accuracies_of(name: str) -> dict[tuple[str, str], list[float]]:
+    """Of "choose" or "folds", for each (images, method): accuracy by seed.
+
+    All five folds of a seed count together, so that each image counts once.
+    """
+    runs = {}
+    for line in read_results(name):
+        by_seed = runs.setdefault((line["images"], line["method"]), {})
+        by_seed.setdefault(line["seed"], []).append((line["right"], line["of"]))
+    return {
+        key: [
+            sum(right for right, _ in folds) / sum(of for _, of in folds)
+            for _, folds in sorted(by_seed.items())
+        ]
+        for key, by_seed in runs.items()
+    }
 
 
 def main() -> None:
