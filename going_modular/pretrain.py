@@ -13,10 +13,8 @@ checkpoint, with the numbers that it would have had without the stop.
 
 import argparse
 import json
-import os
 import time
 from copy import deepcopy
-from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +27,7 @@ from tqdm import tqdm
 from going_modular.classifier_file import write_vit
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.recipes import Recipe, build_optimizer, build_scheduler
-from going_modular.synthetic_food import NAMES, draw_scene
+from going_modular.synthetic_food import NAMES, draw_scene, drawn_once
 from going_modular.utils import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -115,30 +113,10 @@ def draw_pictures(dishes: int, pictures: int, folder: Path) -> torch.Tensor:
     2000 x 20 of them take 2.6 GB, on disk and in memory.
 
     Raises:
-        ValueError: if the file of an earlier run holds other pictures.
+        ValueError: see `drawn_once`.
     """
-    path = folder / f"{dishes}x{pictures}.npy"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".part")
-        shape = (dishes * pictures, SIZE, SIZE, 4)
-        drawn = np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape)
-        keys = [
-            (dish, picture) for dish in range(dishes) for picture in range(pictures)
-        ]
-        with Pool(os.cpu_count()) as pool:
-            jobs = pool.imap(draw_numbered, keys, chunksize=64)
-            for i, picture in enumerate(tqdm(jobs, "drawing", len(keys))):
-                drawn[i] = picture
-        drawn.flush()
-        del drawn  # closes the file: Windows does not rename an open one
-        unfinished.replace(path)
-    drawn = np.load(path)
-    if not np.array_equal(drawn[-1], draw_numbered((dishes - 1, pictures - 1))):
-        raise ValueError(
-            f"{path} is not what this code draws: it is from other code, or from other "
-            "versions of NumPy or Pillow. Remove it and checkpoint.pt, and start again"
-        )
+    keys = [(dish, picture) for dish in range(dishes) for picture in range(pictures)]
+    drawn = drawn_once(folder / f"{dishes}x{pictures}.npy", draw_numbered, keys)
     return torch.from_numpy(drawn).unflatten(0, (dishes, pictures))
 
 

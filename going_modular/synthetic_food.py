@@ -10,8 +10,10 @@ import hashlib
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +176,41 @@ def draw_scene(dish: str | int, rng, size: int | tuple[int, int]) -> Scene:
     else:
         place(scene, replace(plate, layers=plate.layers + layers), (0.0, 0.0), angle)
     return scene
+
+
+def drawn_once(
+    path: Path, draw_one: Callable[[tuple[int, ...]], np.ndarray], keys: Sequence
+) -> np.ndarray:
+    """One picture for each key, (len(keys), ...) uint8, drawn by all cores and kept.
+
+    Args:
+        path: of the .npy file that keeps them; it takes its name once it is whole.
+        draw_one: makes a picture from a key, the same one each time.
+
+    Raises:
+        ValueError: if the file of an earlier run holds other pictures.
+    """
+    last = draw_one(keys[-1])
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part")
+        shape = (len(keys), *last.shape)
+        drawn = np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape)
+        with Pool(os.cpu_count()) as pool:
+            jobs = pool.imap(draw_one, keys, chunksize=64)
+            for i, picture in enumerate(tqdm(jobs, "drawing", len(keys))):
+                drawn[i] = picture
+        drawn.flush()
+        del drawn  # closes the file: Windows does not rename an open one
+        unfinished.replace(path)
+    drawn = np.load(path)
+    if len(drawn) != len(keys) or not np.array_equal(drawn[-1], last):
+        raise ValueError(
+            f"{path} is not what this code draws: it is from other code, or from other "
+            "versions of NumPy or Pillow. Remove it, and any checkpoint of a training "
+            "on these pictures, and start again"
+        )
+    return drawn
 
 
 # FoodVision Mini's twin
