@@ -109,9 +109,13 @@ class MultiheadSelfAttentionBlock(nn.Module):
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.projection.bias)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def queries_keys_values(self, x: torch.Tensor) -> torch.Tensor:
+        """[q, k, v] of equation 5: (B, N+1, D) -> (3, B, h, N+1, D/h)."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N+1, 3, h, D/h)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, h, N+1, D/h), equation 5
+        return qkv.permute(2, 0, 3, 1, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.queries_keys_values(x)  # each (B, h, N+1, D/h)
         dropout = self.attention_dropout if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # equations 6-7
         x = x.transpose(1, 2).flatten(2)  # heads side by side: (B, N+1, D)
@@ -256,10 +260,8 @@ class ViT(nn.Module):
             E_pos = join_axes(E_pos, self.config.grid, self.class_token.shape[1])
         return interpolate_pos_embedding(E_pos, self.config.grid, grid)
 
-    def forward_features(
-        self, images: torch.Tensor, interpolate: bool = False
-    ) -> torch.Tensor:
-        """All tokens after the final LayerNorm: (B, C, H, W) -> (B, N+1, D)."""
+    def embed(self, images: torch.Tensor, interpolate: bool = False) -> torch.Tensor:
+        """z_0 of equation 1: (B, C, H, W) -> (B, N+1, D)."""
         x, size = self.stem(images), (self.config.in_channels, *self.config.image_hw)
         if x.shape[1:] != size and not interpolate:
             what = "images" if x is images else "a feature map of the stem"
@@ -271,9 +273,15 @@ class ViT(nn.Module):
         class_token = self.class_token.expand(len(patches), -1, -1)  # (B, 1, D)
         grid = tuple(n // self.config.patch_size for n in x.shape[2:])  # (H/P, W/P)
         z = torch.cat([class_token, patches], dim=1)  # (B, N+1, D)
-        z = z + self.positions(grid)  # equation 1
-        z = self.encoder(self.dropout(z))  # equations 2 and 3, L times: (B, N+1, D)
-        return self.norm(z)
+        return self.dropout(z + self.positions(grid))  # equation 1
+
+    def forward_features(
+        self, images: torch.Tensor, interpolate: bool = False
+    ) -> torch.Tensor:
+        """All tokens after the final LayerNorm: (B, C, H, W) -> (B, N+1, D)."""
+        z_0 = self.embed(images, interpolate)
+        z_L = self.encoder(z_0)  # equations 2 and 3, L times: (B, N+1, D)
+        return self.norm(z_L)
 
     def forward(self, images: torch.Tensor, interpolate: bool = False) -> torch.Tensor:
         z = self.forward_features(images, interpolate)
