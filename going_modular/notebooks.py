@@ -20,9 +20,11 @@ NOTEBOOKS = sorted(repository_path("notebooks").glob("[0-9][0-9]_*.ipynb"))
 BUILD = repository_path("build")
 # Outputs of the cells tagged "readme-picture", by the number of their notebook
 README_PICTURES = {
-    "00": repository_path("notebooks/drawn_food.jpg"),
-    "01": repository_path("notebooks/vit_map.png"),
+    "00": ["drawn_food.jpg"],
+    "01": ["vit_map.png"],
+    "12": ["attention.jpg", "positions.png"],
 }
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
@@ -39,12 +41,16 @@ def execute(path: Path) -> nbformat.NotebookNode:
         extra_arguments=["--log-level=ERROR"],  # the kernel's own chatter
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
-    # One text for each stream, and of a progress bar only what it leaves behind.
+    # One text for each stream, and of a progress bar only what it leaves behind. Sliders
+    # need a running notebook.
     CoalesceStreamsPreprocessor().preprocess(notebook, {})
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [
-                o for o in cell.outputs if o.get("text") is None or o.text.strip()
+                output
+                for output in cell.outputs
+                if output.get("text", "some").strip()
+                and WIDGET not in output.get("data", {})
             ]
     notebook.metadata.pop("widgets", None)
     notebook.metadata.language_info = {"name": "python"}  # no version of one machine
@@ -102,6 +108,17 @@ def picture_of(output: nbformat.NotebookNode) -> bytes:
     return base64.b64decode(data.get("image/png") or data["image/jpeg"])
 
 
+def readme_pictures(path: Path, notebook: nbformat.NotebookNode) -> list[tuple]:
+    """(file, output that it shows) for each picture that a notebook gives the README.
+
+    Raises:
+        ValueError: if `README_PICTURES` names more or fewer.
+    """
+    files = [path.with_name(name) for name in README_PICTURES.get(path.name[:2], [])]
+    outputs = outputs_of(notebook, "readme-picture")
+    return list(zip(files, outputs, strict=True))
+
+
 def store(paths: list[Path]) -> None:
     """Execute notebooks on the drawn images and keep the outputs in them.
 
@@ -129,8 +146,8 @@ def store(paths: list[Path]) -> None:
         notebook.metadata.food_source = get_source()
         notebook.metadata.food_size = get_size()
         notebook.metadata.code_digest = digest_of(notebook)
-        for output in outputs_of(notebook, "readme-picture"):
-            README_PICTURES[path.name[:2]].write_bytes(picture_of(output))
+        for picture, output in readme_pictures(path, notebook):
+            picture.write_bytes(picture_of(output))
         nbformat.write(notebook, path)
 
 

@@ -394,6 +394,16 @@ def load_pretrained_backbone(name: str = "auto") -> tuple[nn.Module, Transform, 
     return load_drawn_dishes()
 
 
+def vit_of(backbone: nn.Module) -> ViT:
+    """The `ViT` in a backbone of `load_pretrained_backbone`, to look inside.
+
+    Of torchvision's model, our own with its weights.
+    """
+    if isinstance(backbone, VisionTransformer):
+        return load_vit(backbone.state_dict()).eval()
+    return getattr(backbone, "vit", backbone)
+
+
 def load_vit_b_16() -> tuple[nn.Module, Transform, str]:
     """torchvision's ViT-B/16 as a backbone; see `load_pretrained_backbone`."""
     vit = published_vit_b_16()

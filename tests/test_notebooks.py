@@ -31,6 +31,8 @@ SERIES = [
     "09_transfer_learning",
     "10_custom_image_prediction",
     "11_paper_recipe",
+    "12_inside_vit",
+    "13_what_the_paper_found",
 ]
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem[:2])
 
@@ -126,8 +128,7 @@ def test_the_pictures_of_the_readme_are_the_notebooks_own():
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     for path in PATHS:
         notebook = nbformat.read(path, as_version=4)
-        for output in notebooks.outputs_of(notebook, "readme-picture"):
-            picture = notebooks.README_PICTURES[path.name[:2]]
+        for picture, output in notebooks.readme_pictures(path, notebook):
             assert picture.read_bytes() == notebooks.picture_of(output)
             assert f"](notebooks/{picture.name})" in readme
 

@@ -16,6 +16,7 @@ from tiny_vit import TINY
 from torch import nn
 
 from going_modular import notebooks, weight_names
+from going_modular.inspect_vit import attention_maps
 from going_modular.model_builder import VIT_CONFIGS, ViT, ViTConfig, create_vit
 from going_modular.position_embedding import sincos_2d
 from going_modular.utils import count_parameters
@@ -292,6 +293,62 @@ def test_representation_layer_as_in_torchvision():
     load_weights(ours, theirs.state_dict())
     assert largest_difference(ours, theirs, random_images(2, 3, 32, 32)) <= 1e-5
     assert to_torchvision(ours).keys() == theirs.state_dict().keys()
+
+
+# Attention maps, each peer by its own way of showing them
+
+
+def maps_of_torchvision(theirs, images):
+    maps = []
+
+    def look(attention, inputs):
+        z = inputs[0]
+        maps.append(
+            nn.MultiheadAttention.forward(
+                attention, z, z, z, average_attn_weights=False
+            )[1]
+        )
+
+    for block in theirs.encoder.layers:
+        block.self_attention.register_forward_pre_hook(look)
+    logits_of(theirs, images)
+    return torch.stack(maps, dim=1)
+
+
+def maps_of_timm(theirs, images):
+    maps = []
+    for block in theirs.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(lambda *call: maps.append(call[2]))
+    logits_of(theirs, images)
+    return torch.stack(maps, dim=1)
+
+
+def maps_of_transformers(theirs, images):
+    theirs.set_attn_implementation("eager")
+    with torch.inference_mode():
+        return torch.stack(theirs(images, output_attentions=True).attentions, dim=1)
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_the_attention_maps_are_those_of_the_published_implementation(peer):
+    build, _, _ = PEERS[peer]
+    theirs = randomise(build("ViT-B/32"), seed=1)
+    with torch.no_grad():  # sharper attention, which shows mistakes better
+        for name, parameter in theirs.named_parameters():
+            if "attn" in name or "attention" in name:
+                parameter *= 3
+    ours, images = load_vit(theirs.state_dict()), random_images(2, 3, 224, 224)
+    show = {
+        "torchvision": maps_of_torchvision,
+        "timm": maps_of_timm,
+        "transformers": maps_of_transformers,
+    }
+    expected = show[peer](theirs, images)
+    maps = attention_maps(ours, images)
+    assert maps.shape == expected.shape == (2, 12, 12, 50, 50)
+    assert maps.max() > 0.2  # far from uniform
+    torch.testing.assert_close(maps, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_sines_and_cosines_as_in_vit_pytorch():
