@@ -12,18 +12,20 @@ and is not done again: a sweep that was stopped goes on where it was.
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from time import perf_counter
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.transforms import v2
 
-from going_modular.experiments import fingerprint, sweep
+from going_modular.experiments import fingerprint, read_results, sweep
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.recipes import Recipe
 from going_modular.synthetic_food import draw, drawn_once
@@ -210,6 +212,40 @@ def points_of(groups: list[str], seeds: int) -> list[dict]:
         for seed in range(seeds)
         for model, images, lr in chosen
     ]  # fmt: skip
+
+
+def accuracies() -> dict[tuple[str, int, float], list[float]]:
+    """By (model, training images, learning rate), the accuracy of each seed."""
+    by_point = {}
+    for line in sorted(read_results("claims"), key=lambda line: line["seed"]):
+        if line["settings"] == settings_of(line["model"]):
+            point = line["model"], line["images"], line["lr"]
+            by_point.setdefault(point, []).append(line["right"] / BLOCK)
+    return by_point
+
+
+def ridge_probe(
+    features: torch.Tensor, labels: torch.Tensor, ridge: float = 1.0
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A linear classifier in closed form (Section 4.1): features (M, D) -> scores.
+
+    Least squares to targets of 1 for the right class and -1 for the others, with the
+    weights held small: min ||X W - Y||² + ridge ||W||² has the solution
+    W = Xᵀ (X Xᵀ + ridge I)⁻¹ Y. Each feature is first brought to mean 0 and deviation 1
+    over the M examples; one that is the same for all of them becomes 0.
+
+    Shapes: the classifier takes (B, D) and gives (B, K) for the K labels in `labels`.
+    """
+    mean, std = features.mean(dim=0), features.std(dim=0, correction=0)
+
+    def standardised(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(std > 0, (x - mean) / std, 0)
+
+    X = standardised(features)
+    Y = 2.0 * F.one_hot(labels) - 1
+    inner = X @ X.T + ridge * torch.eye(len(X))
+    W = X.T @ torch.linalg.solve(inner, Y - Y.mean(dim=0))
+    return lambda x: standardised(x) @ W + Y.mean(dim=0)
 
 
 def main() -> None:

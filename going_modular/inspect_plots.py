@@ -8,6 +8,7 @@ columns).
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
@@ -20,16 +21,17 @@ def as_seen(
     images: torch.Tensor,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-) -> torch.Tensor:
+) -> np.ndarray:
     """Normalised images (..., 3, H, W) as colours from 0 to 1, (..., H, W, 3)."""
     mean, std = (torch.tensor(colors).view(3, 1, 1) for colors in (mean, std))
-    return (images.detach().cpu() * std + mean).clamp(0, 1).movedim(-3, -1)
+    colors = (images.detach().cpu() * std + mean).clamp(0, 1)
+    return colors.movedim(-3, -1).numpy()
 
 
-def stretched(pictures: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def stretched(pictures: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
     """Pictures (B, rows, columns) at the size of the images, (B, H, W), bilinear."""
     pictures = pictures.detach().cpu().float()[:, None]
-    return F.interpolate(pictures, size, mode="bilinear").squeeze(1)
+    return F.interpolate(pictures, size, mode="bilinear").squeeze(1).numpy()
 
 
 def plot_attention(
@@ -49,10 +51,10 @@ def plot_attention(
     """
     seen = as_seen(images, **colors)
     light = stretched(attention, seen.shape[1:3])
-    light = light / light.amax(dim=(1, 2), keepdim=True)
+    light = light / light.max(axis=(1, 2), keepdims=True)
     count = len(seen)
     figure, axes = plt.subplots(
-        2, count, figsize=(1.75 * count + 0.3, 3.9), squeeze=False, layout="constrained"
+        2, count, figsize=(1.6 * count + 0.3, 3.6), squeeze=False, layout="constrained"
     )
     for top, bottom, image, brightness in zip(*axes, seen, light, strict=True):
         top.imshow(image)
@@ -87,14 +89,14 @@ def plot_heads(
     heads = attention.shape[1]
     figure, axes = plt.subplots(
         heads, len(layers) + 1, layout="constrained", squeeze=False,
-        figsize=(1.3 * (len(layers) + 1), 1.25 * heads + 0.3),
+        figsize=(1.2 * (len(layers) + 1), 1.15 * heads + 0.3),
     )  # fmt: skip
     clear(axes)
     axes[heads // 2, 0].imshow(as_seen(image, **colors))
     for column, layer in enumerate(layers, start=1):
         axes[0, column].set_title(f"layer {layer}", fontsize=10)
         for head in range(heads):
-            picture = attention[layer - 1, head].detach().cpu()
+            picture = attention[layer - 1, head].detach().cpu().numpy()
             axes[head, column].imshow(picture, cmap="viridis")
     for head in range(heads):
         axes[head, 1].set_ylabel(f"head {head + 1}", fontsize=10)
@@ -110,8 +112,8 @@ def draw_attention_distance(
         distances: (L, h), pixels, the mean over images of `mean_attention_distance`.
         everywhere: the distance of a head that looks at all patches alike, pixels.
     """
-    layers = torch.arange(1, len(distances) + 1)
-    for head, of_head in enumerate(distances.T.cpu()):
+    layers = range(1, len(distances) + 1)
+    for head, of_head in enumerate(distances.T.cpu().numpy()):
         color = plt.get_cmap("viridis")(0.1 + 0.8 * head / max(len(distances.T) - 1, 1))
         axis.plot(layers, of_head, "o", color=color, ms=6, alpha=0.85)
     axis.axhline(everywhere, color="0.6", ls="--", lw=1)
@@ -140,7 +142,7 @@ def plot_position_similarity(similarity: torch.Tensor, title: str = "") -> plt.F
         axes[row, 0].set_ylabel(row + 1, rotation=0, ha="right", va="center", size=9)
         for column in range(columns):
             picture = axes[row, column].imshow(
-                similarity[row, column].cpu(), cmap="viridis", vmin=-1, vmax=1
+                similarity[row, column].cpu().numpy(), cmap="viridis", vmin=-1, vmax=1
             )
     for column in range(columns):
         axes[-1, column].set_xlabel(column + 1, size=9)
@@ -169,7 +171,7 @@ def plot_filters(filters: torch.Tensor, columns: int = 14) -> plt.Figure:
     clear(axes)
     for axis, component in zip(axes.flat, filters, strict=False):
         colors = component / component.abs().max() / 2 + 0.5
-        axis.imshow(colors.permute(1, 2, 0).clamp(0, 1).cpu(), interpolation="nearest")
+        axis.imshow(colors.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
     return figure
 
 
@@ -194,22 +196,22 @@ def plot_beside_images(
     count, lines = len(seen), len(pictures) + 1
     figure, axes = plt.subplots(
         lines, count, layout="constrained", squeeze=False,
-        figsize=(1.6 * count + 1.1, 1.65 * lines + 0.3),
+        figsize=(1.5 * count + 1.1, 1.6 * lines + 0.3),
     )  # fmt: skip
     clear(axes)
     for axis, image in zip(axes[0], seen, strict=True):
         axis.imshow(image)
     for axis, title in zip(axes[0], titles, strict=False):
         axis.set_title(title, size=10)
-    values = torch.stack(list(pictures.values())).detach().cpu()
-    low, high = values.min().item(), values.max().item()
+    values = torch.stack(list(pictures.values())).detach().cpu().numpy()
+    low, high = values.min(), values.max()
     for line, name, of_images in zip(axes[1:], pictures, values, strict=True):
         line[0].set_ylabel(name, size=10)
         for axis, picture in zip(line, of_images, strict=True):
             if label:
                 drawn = axis.imshow(picture, cmap="viridis", vmin=low, vmax=high)
                 continue
-            high = picture.abs().max().item()
+            high = abs(picture).max()
             axis.imshow(picture, cmap="RdBu_r", vmin=-high, vmax=high)
             axis.set_title(f"±{high:.3f}", size=9, color="0.4")
     if marked is not None:

@@ -68,12 +68,13 @@ def attention_maps(
 
 
 def attention_rollout(maps: torch.Tensor) -> torch.Tensor:
-    """How much of each input token arrives at each output token (Figure 6, D.7).
+    """How much of each input token arrives at each output token (Figure 6, D.8).
 
     The heads' mean is averaged with the identity, which stands for the residual path,
     and the layers are multiplied: Ã_L ... Ã_2 Ã_1 with Ã = (mean over heads of A + I)/2
-    (Abnar and Zuidema, arXiv 2005.00928). Rows sum to 1. It follows attention alone:
-    values, MLPs and LayerNorms are not in it.
+    (Abnar and Zuidema, arXiv 2005.00928; the paper does not spell out the identity).
+    Rows sum to 1. It follows attention alone: values, MLPs and LayerNorms are not in
+    it.
 
     Shapes: maps (..., L, h, T, T) -> (..., T, T).
     """

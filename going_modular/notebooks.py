@@ -41,8 +41,8 @@ def execute(path: Path) -> nbformat.NotebookNode:
         extra_arguments=["--log-level=ERROR"],  # the kernel's own chatter
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
-    # One text for each stream, and of a progress bar only what it leaves behind. Sliders
-    # need a running notebook.
+    # One text for each stream, and of a progress bar only what it leaves behind; no
+    # sliders, which need a running notebook.
     CoalesceStreamsPreprocessor().preprocess(notebook, {})
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -92,14 +92,22 @@ def digest_of(notebook: nbformat.NotebookNode) -> str:
 
 
 def shrink(output: nbformat.NotebookNode) -> None:
-    """Turn a large PNG, as a photo-like picture gives, into a JPEG a fifth its size."""
+    """Make a PNG smaller: a JPEG, or a PNG of 256 colours, whichever is less.
+
+    The first suits what looks like a photo, the second a plot.
+    """
     data = output.get("data", {})
-    if len(data.get("image/png", "")) < 120_000:
+    if "image/png" not in data:
         return
-    png = BytesIO(base64.b64decode(data.pop("image/png")))
-    jpeg = BytesIO()
-    Image.open(png).convert("RGB").save(jpeg, "JPEG", quality=75)
-    data["image/jpeg"] = base64.b64encode(jpeg.getvalue()).decode()
+    given = BytesIO(base64.b64decode(data.pop("image/png")))
+    picture = Image.open(given).convert("RGB")
+    jpeg, png = BytesIO(), BytesIO()
+    picture.save(jpeg, "JPEG", quality=75)
+    picture.quantize(256).save(png, "PNG", optimize=True)
+    kind, smaller = min(
+        ("image/png", png), ("image/jpeg", jpeg), key=lambda x: len(x[1].getvalue())
+    )
+    data[kind] = base64.b64encode(smaller.getvalue()).decode()
 
 
 def picture_of(output: nbformat.NotebookNode) -> bytes:

@@ -198,7 +198,8 @@ def drawn_once(
         drawn = np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape)
         with Pool(os.cpu_count()) as pool:
             jobs = pool.imap(draw_one, keys, chunksize=64)
-            for i, picture in enumerate(tqdm(jobs, "drawing", len(keys))):
+            jobs = tqdm(jobs, "drawing", len(keys), leave=False, file=sys.stdout)
+            for i, picture in enumerate(jobs):
                 drawn[i] = picture
         drawn.flush()
         del drawn  # closes the file: Windows does not rename an open one

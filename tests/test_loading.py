@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from tiny_vit import TINY, tiny_vit
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.models import VisionTransformer
 
 from going_modular import data_setup, engine, utils, weights
 from going_modular.model_builder import ViT, create_vit
@@ -492,6 +494,22 @@ def test_the_three_lines_of_the_readme(tmp_path, monkeypatch, capsys, picture):
     assert names[best] in capsys.readouterr().out
 
 
+def test_the_three_lines_of_the_readme_that_look_inside(tmp_path, monkeypatch, picture):
+    vit = give_random_values(create_vit("ViT-Ti/16"))
+    picture.save(tmp_path / "photo.jpg")
+    monkeypatch.setattr(utils, "REPOSITORY", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    code = readme_code("plot_attention")
+    assert len(code.split("\n\n")[1].splitlines()) == 3
+    names = {"vit": vit, "evaluation_transform": weights.evaluation_transform}
+    exec(code, names)
+    assert Image.open(tmp_path / "seen.png").size[1] == 390
+    rollout = names["rollout"][0]
+    assert rollout.shape == (197, 197)
+    torch.testing.assert_close(rollout.sum(dim=1), torch.ones(197))
+    plt.close("all")
+
+
 # As the backbone of notebook 09
 
 
@@ -523,6 +541,21 @@ def test_vit_weights_names_the_backbone(tmp_path, monkeypatch):
     monkeypatch.setenv("VIT_WEIGHTS", "no/such/file.pth")
     with pytest.raises(FileNotFoundError, match=r"no/such/file\.pth"):
         load_pretrained_backbone()
+
+
+def test_the_vit_in_each_kind_of_backbone():
+    vit = tiny_vit(embedding_dim=192, num_classes=0)
+    assert weights.vit_of(vit) is vit
+    assert weights.vit_of(weights.TokenStatistics(vit)) is vit
+    c = vit.config
+    sizes = c.num_layers, c.num_heads, c.embedding_dim, c.mlp_dim
+    theirs = VisionTransformer(c.image_size, c.patch_size, *sizes)
+    theirs.heads = nn.Identity()
+    give_random_values(theirs).eval()
+    images = images_for(vit)
+    ours = weights.vit_of(theirs)
+    assert not ours.training
+    torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.skipif(

@@ -1,0 +1,127 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+
+from going_modular import claims, experiments
+from going_modular.claims import AMOUNTS, LR, MODELS, POINTS, ridge_probe
+
+
+@pytest.fixture
+def few_drawings(tmp_path, monkeypatch):
+    """Blocks of 6 instead of 600, of which two are for training."""
+    monkeypatch.setattr(claims, "FOLDER", tmp_path)
+    monkeypatch.setattr(claims, "BLOCK", 6)
+    monkeypatch.setattr(claims, "AMOUNTS", (3, 6, 12))
+    monkeypatch.setattr(claims, "HELD_OUT", 2)
+    cached = claims.drawings, claims.held_out_images
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()
+
+
+def test_the_stored_results_are_all_there_once_and_of_these_settings():
+    points = claims.points_of(list(POINTS), seeds=3)
+    assert len(points) == 72
+    lines = experiments.read_results("claims")
+    stored = [{name: line[name] for name in points[0]} for line in lines]
+    assert sorted(stored, key=str) == sorted(points, key=str)
+    assert all(0 < line["right"] < claims.BLOCK for line in lines)
+    accuracies = claims.accuracies()
+    assert {len(of_seeds) for of_seeds in accuracies.values()} == {3}
+    line = next(line for line in lines if line["seed"] == 2)
+    point = line["model"], line["images"], line["lr"]
+    assert accuracies[point][2] == line["right"] / 600
+
+
+def test_lines_of_other_settings_do_not_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    line = claims.points_of(["data"], seeds=1)[0] | {"right": 300}
+    for each in (line, line | {"settings": "others"}):
+        experiments.append_line(tmp_path / "claims.jsonl", each)
+    assert claims.accuracies() == {("ViT", 150, LR): [0.5]}
+
+
+def test_what_is_compared_at_equal_compute_has_equal_compute():
+    costs = {name: claims.multiply_adds_of(name) for name in MODELS}
+    assert costs["CNN"] == pytest.approx(costs["larger ViT"], rel=0.02)
+    scaled = [costs[name] for name in ("deeper", "wider", "smaller patches")]
+    assert max(scaled) == pytest.approx(min(scaled), rel=0.03)
+    for name in ("no positions", "2-D positions", "sines and cosines"):
+        assert costs[name] == costs["ViT"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_network_maps_drawings_to_scores(name):
+    assert claims.build_model(name)(torch.rand(2, 3, 48, 48)).shape == (2, 3)
+    assert len(claims.settings_of(name)) == 8
+
+
+def test_drawings_are_those_of_their_numbers(few_drawings):
+    drawn = claims.drawings(1)
+    assert drawn.shape == (6, 3, 48, 48) and drawn.dtype == torch.uint8
+    again = claims.draw_numbered(6 + 4)
+    assert np.array_equal(drawn[4].permute(1, 2, 0), again)
+
+
+def test_seeds_learn_from_other_drawings_while_there_are_enough(few_drawings):
+    by_seed = [claims.training_images(3, seed).tensors for seed in range(5)]
+    for images, labels in by_seed:
+        assert labels.tolist() == [0, 1, 2] and len(images) == 3
+    images = torch.cat([images for images, _ in by_seed])
+    assert len(images[:12].unique(dim=0)) == 12  # four seeds, twelve drawings
+    assert torch.equal(by_seed[4][0], by_seed[0][0])
+    everything, labels = claims.training_images(12, seed=1).tensors
+    assert (
+        torch.equal(everything, images[:12]) and labels.bincount().tolist() == [4] * 3
+    )
+    held_out = claims.drawings(2).flatten(1)
+    assert not (held_out[:, None] == everything.flatten(1)).all(dim=2).any()
+
+
+def test_a_point_can_be_repeated(few_drawings):
+    first, again, other = (
+        claims.run_point("ViT", 6, LR, seed, steps=4) for seed in (0, 0, 1)
+    )
+    for results in (first, again, other):
+        assert results.pop("seconds") >= 0
+    assert first == again != other
+    assert 0 <= first["right"] <= 6
+    with pytest.raises(ValueError, match=r"images must be one of \(3, 6, 12\), got 7"):
+        claims.run_point("ViT", 7, LR, 0)
+    with pytest.raises(ValueError, match='model must be "ViT" or'):
+        claims.run_point("VGG", 6, LR, 0)
+
+
+def test_every_amount_divides_the_next():
+    assert all(large % small == 0 for small, large in pairwise(AMOUNTS))
+    assert AMOUNTS[-1] % claims.BLOCK == 0
+
+
+@pytest.mark.parametrize("ridge", [0.1, 10.0])
+@pytest.mark.parametrize("shape", [(12, 40), (60, 5)])
+def test_the_probe_is_ridge_regression(shape, ridge):
+    generator = torch.Generator().manual_seed(0)
+    X = 3 * torch.randn(shape, generator=generator) + 1
+    labels = torch.arange(shape[0]) % 3
+    new = torch.randn(7, shape[1], generator=generator)
+    mean, std = X.mean(0), X.std(0, correction=0)
+    targets = np.eye(3)[labels] * 2 - 1
+    theirs = Ridge(alpha=ridge).fit((X - mean) / std, targets)
+    expected = torch.tensor(theirs.predict((new - mean) / std)).float()
+    torch.testing.assert_close(
+        ridge_probe(X, labels, ridge)(new), expected, rtol=1e-3, atol=1e-4
+    )
+
+
+def test_the_probe_ignores_a_feature_that_says_nothing():
+    X, labels = torch.randn(9, 4), torch.arange(9) % 3
+    same = torch.cat([X, torch.full((9, 1), 0.1)], dim=1)
+    other = torch.cat([X, torch.full((9, 1), 7.0)], dim=1)
+    torch.testing.assert_close(
+        ridge_probe(same, labels)(other), ridge_probe(X, labels)(X)
+    )
