@@ -71,6 +71,7 @@ MODELS = {
     "wider": replace(SMALL, embedding_dim=144, mlp_dim=576),
     "smaller patches": replace(SMALL, patch_size=4),
 }
+SCALED = ("ViT", "deeper", "wider", "smaller patches")
 USUAL = 2400  # training images, where their number is not the question
 POINTS = {  # (model, training images, learning rate)
     "data": [(name, n, LR) for name in ("ViT", "larger ViT", "CNN") for n in AMOUNTS],
@@ -78,13 +79,8 @@ POINTS = {  # (model, training images, learning rate)
         (name, USUAL, LR)
         for name in ("no positions", "ViT", "2-D positions", "sines and cosines")
     ],
-    "shape": [
-        (name, USUAL, LR) for name in ("ViT", "deeper", "wider", "smaller patches")
-    ],
-    "compute": [
-        (name, USUAL, LR)
-        for name in ("ViT", "hybrid", "deeper", "wider", "larger ViT", "CNN")
-    ],
+    "shape": [(name, USUAL, LR) for name in SCALED],
+    "compute": [(name, USUAL, LR) for name in (*SCALED, "larger ViT", "hybrid", "CNN")],
     "pooling": [
         (name, USUAL, lr)
         for name in ("ViT", "mean of patches")

@@ -152,6 +152,38 @@ def test_09_says_of_08_what_08_shows():
     assert best - random == 2
 
 
+def test_12_says_of_attention_what_it_shows():
+    shown = "".join(
+        output.get("text", "")
+        for cell in cells_of(PATHS[12], "code")
+        for output in cell.outputs
+    )
+    number = r"([-+]?\d\.\d+)"
+    lost = {
+        name: float(re.search(rf"^{name} +{number} ±", shown, re.M)[1])
+        for name in ("least light", "at random", "most light", "most lost alone")
+    }
+    assert lost["least light"] < lost["at random"] - 0.02
+    assert 1.5 < lost["most light"] / lost["at random"] < 2.5  # "about twice"
+    assert lost["most lost alone"] > 1.8 * lost["most light"]  # "far more"
+    more = {
+        name: (float(gain), float(error))
+        for name, gain, error in re.findall(
+            rf"^most light against (.+): {number} ± {number}", shown, re.M
+        )
+    }
+    assert more["at random"][0] > 3 * more["at random"][1]
+    for name in ("the middle", "most light, untrained"):  # "cannot tell from none"
+        assert abs(more[name][0]) < 2 * more[name][1]
+    assert abs(float(re.search(rf"within images: {number}", shown)[1])) < 0.15
+    trained, untrained = (
+        [float(share) for share in re.findall(number, line)]
+        for line in re.findall(r"^(?:trained|untrained) +(0.+)$", shown, re.M)
+    )
+    assert 0 < sum(trained) / 6 - sum(untrained) / 6 < 0.03  # "changed little"
+    assert trained[4] < untrained[4]  # "for the fifth image"
+
+
 def test_pictures_are_stored_small():
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     plot = np.full_like(noise, 255)
