@@ -132,8 +132,9 @@ def plot_position_similarity(similarity: torch.Tensor, title: str = "") -> plt.F
         similarity: (rows, columns, rows, columns), cosines.
     """
     rows, columns = similarity.shape[:2]
+    side = min(0.58, 7 / max(rows, columns))  # inches
     figure, axes = plt.subplots(
-        rows, columns, figsize=(0.58 * columns + 1.1, 0.58 * rows + 0.7), squeeze=False,
+        rows, columns, figsize=(side * columns + 1.1, side * rows + 0.7), squeeze=False,
         layout="constrained",
     )  # fmt: skip
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)

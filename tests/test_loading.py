@@ -17,7 +17,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import VisionTransformer
 
-from going_modular import data_setup, engine, utils, weights
+from going_modular import data_setup, engine, inspect_vit, utils, weights
+from going_modular.data_setup import load_image
 from going_modular.model_builder import ViT, create_vit
 from going_modular.utils import REPOSITORY
 from going_modular.weights import (
@@ -574,3 +575,32 @@ def test_a_really_pretrained_checkpoint_tells_the_photos_apart(tmp_path, monkeyp
     batches = DataLoader(TensorDataset(images, labels), 50)
     features = engine.extract_features(backbone, batches, "cpu").tensors[0].numpy()
     assert probe(features, labels, official(labels, train), C=0.01) >= 0.85
+
+
+@pytest.mark.skipif(
+    not VIT_S_14.is_file(), reason="the real checkpoint is not beside the repository"
+)
+def test_figure_7_of_a_really_pretrained_checkpoint():
+    """What the paper saw, and notebook 12 does not see in our small backbone."""
+    vit = load_vit(read_weights(VIT_S_14)).eval()
+    transform = weights.evaluation_transform(224)
+    folder = data_setup.get_drawn_images().test_dir
+    images = [load_image(path) for path in sorted(folder.glob("*/*.jpg"))[::25]]
+    images = torch.stack([transform(image) for image in images])
+    maps = inspect_vit.attention_maps(vit, images)
+    distances = inspect_vit.mean_attention_distance(maps, (16, 16), 14).mean(dim=0)
+    everywhere = inspect_vit.patch_distances((16, 16), 14).mean().item()
+    assert distances[:4].min() < 0.25 * everywhere  # some heads look nearby at once
+    assert distances[:4].max() > 0.9 * everywhere  # others everywhere
+    assert distances[-3:].min() > 2 * distances[:4].min()  # later none looks nearby
+    similarity = inspect_vit.position_embedding_similarity(vit)
+    places = torch.arange(16)
+    for row in range(16):
+        for column in range(16):
+            tile = similarity[row, column].clone()
+            assert tile.argmax() == row * 16 + column
+            same_line = (places[:, None] == row) | (places == column)
+            assert tile[same_line].mean() > tile[~same_line].mean() + 0.1
+            tile[row, column] = -1  # the most similar other place is a neighbour
+            r, c = divmod(tile.argmax().item(), 16)
+            assert abs(r - row) + abs(c - column) == 1
