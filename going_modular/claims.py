@@ -239,7 +239,7 @@ def ridge_probe(
 
     X = standardised(features)
     Y = 2.0 * F.one_hot(labels) - 1
-    inner = X @ X.T + ridge * torch.eye(len(X))
+    inner = X @ X.T + ridge * torch.eye(len(X), device=X.device)
     W = X.T @ torch.linalg.solve(inner, Y - Y.mean(dim=0))
     return lambda x: standardised(x) @ W + Y.mean(dim=0)
 

@@ -52,7 +52,7 @@ def attention_maps(
     own forward pass, because the fused attention of that pass never stores them. The
     model is put into evaluation mode.
 
-    Shapes: (B, C, H, W) -> (B, L, h, T, T).
+    Shapes: (B, C, H, W) -> (B, L, h, T, T); of ViT-B/16, 22 MB for each image.
 
     Args:
         interpolate: see `ViT`.
@@ -167,7 +167,7 @@ def embedding_filters(vit: ViT, count: int = 28) -> tuple[torch.Tensor, torch.Te
         ValueError: if there are not so many components.
     """
     E = vit.patch_embedding.projection.weight  # (D, C, P, P)
-    points = E.flatten(1).double()
+    points = E.flatten(1).cpu().double()
     if not 1 <= count <= min(points.shape):
         raise ValueError(
             f"count must be from 1 to {min(points.shape)}, the number of components of "
