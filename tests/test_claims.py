@@ -1,4 +1,5 @@
 from itertools import pairwise
+from statistics import mean
 
 import numpy as np
 import pytest
@@ -125,3 +126,36 @@ def test_the_probe_ignores_a_feature_that_says_nothing():
     torch.testing.assert_close(
         ridge_probe(same, labels)(other), ridge_probe(X, labels)(X)
     )
+
+
+def test_notebook_13_says_what_the_results_say():
+    by_point = claims.accuracies()
+
+    def accuracy(model, images=claims.USUAL, lr=LR):
+        return mean(by_point[model, images, lr])
+
+    gains = [accuracy("CNN", n) - accuracy("larger ViT", n) for n in AMOUNTS]
+    assert 0.095 < min(gains) and max(gains) < 0.155  # "by 0.10 to 0.15"
+    assert gains[-1] > gains[0]  # "do not approach each other"
+    for name in ("ViT", "larger ViT", "CNN"):
+        curve = [accuracy(name, n) for n in AMOUNTS]
+        assert curve[0] < curve[1] < curve[2]
+        assert abs(curve[3] - curve[2]) < 0.01  # "flat within their errors"
+    learnt = [accuracy(k) - accuracy("no positions") for k in ("ViT", "2-D positions")]
+    assert 0.01 <= min(learnt) and max(learnt) <= 0.0255  # "0.01 to 0.025"
+    best_vit = max(accuracy(name) for name in (*claims.SCALED, "larger ViT"))
+    assert best_vit < accuracy("hybrid") < accuracy("CNN")
+    closed = accuracy("hybrid") - accuracy("ViT")
+    assert 0.4 < closed / (accuracy("CNN") - accuracy("ViT")) < 0.6  # "about half"
+    assert max(accuracy("deeper"), accuracy("wider")) < accuracy("ViT")
+    assert accuracy("smaller patches") == best_vit
+    behind = [
+        accuracy("ViT", lr=lr) - accuracy("mean of patches", lr=lr)
+        for lr in (3e-4, 1e-3, 3e-3)
+    ]
+    assert 0 < behind[0] < behind[1] < behind[2]
+    for name in ("ViT", "mean of patches"):
+        rates = {lr: accuracy(name, lr=lr) for lr in (3e-4, 1e-3, 3e-3)}
+        assert max(rates, key=rates.get) == 1e-3
+    steps = claims.STEPS * claims.RECIPE.batch_size
+    assert steps // AMOUNTS[0] == 213 and steps // AMOUNTS[-1] == 3
