@@ -23,16 +23,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 from torchvision.models.resnet import BasicBlock, ResNet
-from torchvision.transforms import v2
 
 from going_modular.experiments import fingerprint, read_results, sweep
 from going_modular.model_builder import ViT, ViTConfig
+from going_modular.pretrain import NORMALIZE
 from going_modular.recipes import Recipe
 from going_modular.synthetic_food import draw, drawn_once
 from going_modular.train import changed_images, fit
 from going_modular.utils import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     count_multiply_adds,
     get_device,
     repository_path,
@@ -140,15 +138,8 @@ def training_images(amount: int, seed: int) -> TensorDataset:
 @cache
 def held_out_images() -> TensorDataset:
     """The 600 drawings that no model learns from, as a model is evaluated on them."""
-    transform = v2.Compose(
-        [
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )
-    return TensorDataset(
-        transform(drawings(HELD_OUT)), torch.arange(BLOCK) % len(DISHES)
-    )
+    labels = torch.arange(BLOCK) % len(DISHES)
+    return TensorDataset(NORMALIZE(drawings(HELD_OUT)), labels)
 
 
 def run_point(
@@ -228,14 +219,17 @@ def ridge_probe(
     Least squares to targets of 1 for the right class and -1 for the others, with the
     weights held small: min ||X W - Y||² + ridge ||W||² has the solution
     W = Xᵀ (X Xᵀ + ridge I)⁻¹ Y. Each feature is first brought to mean 0 and deviation 1
-    over the M examples; one that is the same for all of them becomes 0.
+    over the M examples (one that is the same for all of them becomes 0), and the mean
+    of Y is taken off and added to the scores: the intercept, which has no penalty.
 
-    Shapes: the classifier takes (B, D) and gives (B, K) for the K labels in `labels`.
+    Shapes: labels (M,) from 0 to K - 1; the classifier maps (B, D) to (B, K).
     """
     mean, std = features.mean(dim=0), features.std(dim=0, correction=0)
 
+    varies = std > 1e-6 * mean.abs()  # more than rounding
+
     def standardised(x: torch.Tensor) -> torch.Tensor:
-        return torch.where(std > 0, (x - mean) / std, 0)
+        return torch.where(varies, (x - mean) / std, 0)
 
     X = standardised(features)
     Y = 2.0 * F.one_hot(labels) - 1

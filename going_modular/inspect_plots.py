@@ -121,7 +121,8 @@ def draw_attention_distance(
         1.02, everywhere, "everywhere\nalike", color="0.4", va="center", size=9,
         transform=axis.get_yaxis_transform(),
     )  # fmt: skip
-    axis.set(xlabel="layer", title=title, ylim=(0, 1.25 * everywhere))
+    top = max(1.25 * everywhere, 1.05 * distances.max().item())
+    axis.set(xlabel="layer", title=title, ylim=(0, top))
     axis.xaxis.get_major_locator().set_params(integer=True)
 
 
@@ -212,9 +213,9 @@ def plot_beside_images(
             if label:
                 drawn = axis.imshow(picture, cmap="viridis", vmin=low, vmax=high)
                 continue
-            high = abs(picture).max()
-            axis.imshow(picture, cmap="RdBu_r", vmin=-high, vmax=high)
-            axis.set_title(f"±{high:.3f}", size=9, color="0.4")
+            largest = abs(picture).max()
+            axis.imshow(picture, cmap="RdBu_r", vmin=-largest, vmax=largest)
+            axis.set_title(f"±{largest:.3f}", size=9, color="0.4")
     if marked is not None:
         rows, columns = of_images.shape[1:]
         place = divmod(marked, columns)
@@ -226,9 +227,7 @@ def plot_beside_images(
     return figure
 
 
-def frame_patch(
-    axis: Axes, place: tuple[int, int], size: tuple[float, float] = (1, 1)
-) -> None:
+def frame_patch(axis: Axes, place: tuple[int, int], size: tuple[float, float]) -> None:
     """A frame around the patch in this row and column, whose (height, width) is given.
 
     Pixel 0 reaches from -0.5 to 0.5.

@@ -16,9 +16,30 @@ from going_modular.position_embedding import Grid
 
 
 def grid_of(vit: ViT, images: torch.Tensor) -> Grid:
-    """(H/P, W/P), the grid of patches that images (B, C, H, W) are cut into."""
-    rows, columns = (n // vit.config.patch_size for n in vit.stem(images).shape[2:])
-    return rows, columns
+    """(H/P, W/P), the grid of patches that a ViT cuts images (B, C, H, W) into.
+
+    Of a hybrid, the grid of its stem's features. The model is put into evaluation mode.
+
+    Raises:
+        ValueError: if the patches do not fit.
+    """
+    with torch.inference_mode():
+        return grid_in(vit.eval().stem(images), vit.config.patch_size)
+
+
+def grid_in(images: torch.Tensor, patch_size: int) -> Grid:
+    """(H/P, W/P) for images or features (B, C, H, W).
+
+    Raises:
+        ValueError: if the patch size does not divide height and width.
+    """
+    H, W = images.shape[2:]
+    if H % patch_size or W % patch_size:
+        raise ValueError(
+            f"patches of {patch_size} pixels do not fit into {H} x {W}: give images "
+            "whose height and width they divide"
+        )
+    return H // patch_size, W // patch_size
 
 
 def class_tokens_in(tokens: int, grid: Grid) -> int:
@@ -118,6 +139,10 @@ def mean_attention_distance(
     averaged over the patches. The class token is left out: it has no place. What is
     left of a row is divided by its sum.
 
+    Args:
+        patch_size: pixels from one patch to the next; of a hybrid, the stem's stride
+            times its patch size.
+
     Shapes: maps (..., T, T) -> (...); for `attention_maps` (B, L, h).
 
     Raises:
@@ -144,7 +169,10 @@ def position_embedding_similarity(vit: ViT) -> torch.Tensor:
         ValueError: if the model has no positions.
     """
     if vit.config.pos_embedding == "none":
-        raise ValueError('this ViT has pos_embedding="none": there is nothing to see')
+        raise ValueError(
+            'this ViT has pos_embedding="none", so there is nothing to see: give one '
+            "with positions"
+        )
     grid = vit.config.grid
     E_pos = vit.positions(grid)[0, vit.class_token.shape[1] :]  # (N, D)
     E_pos = F.normalize(E_pos, dim=-1)
@@ -168,10 +196,12 @@ def embedding_filters(vit: ViT, count: int = 28) -> tuple[torch.Tensor, torch.Te
     """
     E = vit.patch_embedding.projection.weight  # (D, C, P, P)
     points = E.flatten(1).cpu().double()
-    if not 1 <= count <= min(points.shape):
+    D, numbers = points.shape
+    most = min(D - 1, numbers)  # D centred points span no more
+    if not 1 <= count <= most:
         raise ValueError(
-            f"count must be from 1 to {min(points.shape)}, the number of components of "
-            f"this patch embedding, got {count}"
+            f"count must be from 1 to {most}, the number of components of this patch "
+            f"embedding, got {count}"
         )
     _, S, V = torch.linalg.svd(points - points.mean(dim=0), full_matrices=False)
     largest = V.gather(1, V.abs().argmax(dim=1, keepdim=True))
@@ -210,8 +240,12 @@ def cover(
     Args:
         patches: (B, n), the numbers of the patches to cover in each image.
         color: 0 is the mean colour of normalised images.
+
+    Raises:
+        ValueError: if the patches do not fit.
+        RuntimeError: if there is no such patch (PyTorch's message gives the number).
     """
-    rows, columns = (n // patch_size for n in images.shape[2:])
+    rows, columns = grid_in(images, patch_size)
     hidden = torch.zeros(len(images), rows * columns, dtype=torch.bool)
     hidden.scatter_(1, patches.cpu(), True)
     hidden = hidden.view(-1, 1, rows, columns).to(images.device)
@@ -230,7 +264,7 @@ def occlusion_sensitivity(
 
     p(class | image) - p(class | image without the patch), one patch after the other
     (Zeiler and Fergus, arXiv 1311.2901). It asks the model itself, whatever is inside:
-    N forward passes instead of one look at the attention.
+    N + 1 forward passes instead of one look at the attention.
 
     Shapes: images (B, C, H, W) -> (B, H/P, W/P), each from -1 to 1; positive where the
     patch speaks for the class.
@@ -238,8 +272,11 @@ def occlusion_sensitivity(
     Args:
         model: images -> logits (B, K), in evaluation mode.
         color: see `cover`.
+
+    Raises:
+        ValueError: if the patches do not fit.
     """
-    rows, columns = (n // patch_size for n in images.shape[2:])
+    rows, columns = grid_in(images, patch_size)
     whole, predicted = model(images).softmax(dim=-1).max(dim=-1)  # each (B,)
     drops = []
     for patch in range(rows * columns):

@@ -92,22 +92,24 @@ def digest_of(notebook: nbformat.NotebookNode) -> str:
 
 
 def shrink(output: nbformat.NotebookNode) -> None:
-    """Make a PNG smaller: a JPEG, or a PNG of 256 colours, whichever is less.
+    """Make a PNG a JPEG, or a PNG of 256 colours, if that is smaller.
 
     The first suits what looks like a photo, the second a plot.
     """
     data = output.get("data", {})
     if "image/png" not in data:
         return
-    given = BytesIO(base64.b64decode(data.pop("image/png")))
+    given, jpeg, png = (
+        BytesIO(base64.b64decode(data.pop("image/png"))),
+        BytesIO(),
+        BytesIO(),
+    )
     picture = Image.open(given).convert("RGB")
-    jpeg, png = BytesIO(), BytesIO()
     picture.save(jpeg, "JPEG", quality=75)
     picture.quantize(256).save(png, "PNG", optimize=True)
-    kind, smaller = min(
-        ("image/png", png), ("image/jpeg", jpeg), key=lambda x: len(x[1].getvalue())
-    )
-    data[kind] = base64.b64encode(smaller.getvalue()).decode()
+    files = [(file.getvalue(), "png") for file in (given, png)]
+    smallest, kind = min([*files, (jpeg.getvalue(), "jpeg")], key=lambda f: len(f[0]))
+    data[f"image/{kind}"] = base64.b64encode(smallest).decode()
 
 
 def picture_of(output: nbformat.NotebookNode) -> bytes:
@@ -124,6 +126,11 @@ def readme_pictures(path: Path, notebook: nbformat.NotebookNode) -> list[tuple]:
     """
     files = [path.with_name(name) for name in README_PICTURES.get(path.name[:2], [])]
     outputs = outputs_of(notebook, "readme-picture")
+    if len(files) != len(outputs):
+        raise ValueError(
+            f"{path.name} has {len(outputs)} pictures in cells tagged readme-picture, "
+            f"README_PICTURES names {len(files)}: give each a file there"
+        )
     return list(zip(files, outputs, strict=True))
 
 
@@ -137,6 +144,7 @@ def store(paths: list[Path]) -> None:
     Raises:
         RuntimeError: if FOODVISION_SOURCE is not "synthetic", because photos are not
             ours to publish; or if a notebook writes to the error stream.
+        ValueError: see `readme_pictures`.
     """
     if get_source() != "synthetic":
         raise RuntimeError(

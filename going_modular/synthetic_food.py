@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import Pool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -179,7 +180,7 @@ def draw_scene(dish: str | int, rng, size: int | tuple[int, int]) -> Scene:
 
 
 def drawn_once(
-    path: Path, draw_one: Callable[[tuple[int, ...]], np.ndarray], keys: Sequence
+    path: Path, draw_one: Callable[[Any], np.ndarray], keys: Sequence
 ) -> np.ndarray:
     """One picture for each key, (len(keys), ...) uint8, drawn by all cores and kept.
 
@@ -188,7 +189,8 @@ def drawn_once(
         draw_one: makes a picture from a key, the same one each time.
 
     Raises:
-        ValueError: if the file of an earlier run holds other pictures.
+        ValueError: if the file of an earlier run holds other pictures, by their number
+            and the last of them.
     """
     last = draw_one(keys[-1])
     if not path.is_file():

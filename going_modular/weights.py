@@ -397,10 +397,11 @@ def load_pretrained_backbone(name: str = "auto") -> tuple[nn.Module, Transform, 
 def vit_of(backbone: nn.Module) -> ViT:
     """The `ViT` in a backbone of `load_pretrained_backbone`, to look inside.
 
-    Of torchvision's model, our own with its weights.
+    It is the backbone's own part; of torchvision's model, a copy in our class.
     """
     if isinstance(backbone, VisionTransformer):
-        return load_vit(backbone.state_dict()).eval()
+        device = next(backbone.parameters()).device
+        return load_vit(backbone.state_dict()).to(device).eval()
     return getattr(backbone, "vit", backbone)
 
 

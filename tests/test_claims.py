@@ -121,7 +121,8 @@ def test_the_probe_is_ridge_regression(shape, ridge):
 
 def test_the_probe_ignores_a_feature_that_says_nothing():
     X, labels = torch.randn(9, 4), torch.arange(9) % 3
-    same = torch.cat([X, torch.full((9, 1), 0.1)], dim=1)
+    nearly = 0.1 + torch.tensor([0.0, 1e-8] * 4 + [0.0])[:, None]  # by rounding
+    same = torch.cat([X, nearly], dim=1)
     other = torch.cat([X, torch.full((9, 1), 7.0)], dim=1)
     torch.testing.assert_close(
         ridge_probe(same, labels)(other), ridge_probe(X, labels)(X)
