@@ -504,7 +504,7 @@ def test_the_three_lines_of_the_readme_that_look_inside(tmp_path, monkeypatch, p
     assert len(code.split("\n\n")[1].splitlines()) == 3
     names = {"vit": vit, "evaluation_transform": weights.evaluation_transform}
     exec(code, names)
-    assert Image.open(tmp_path / "seen.png").size[1] == 390
+    assert min(Image.open(tmp_path / "seen.png").size) > 150
     rollout = names["rollout"][0]
     assert rollout.shape == (197, 197)
     torch.testing.assert_close(rollout.sum(dim=1), torch.ones(197))
