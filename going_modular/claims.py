@@ -1,7 +1,7 @@
 """The paper's claims in miniature, for notebook 13: `python -m going_modular.claims`.
 
     data        accuracy against the number of training images (Figures 3 and 4)
-    positions   none, learned in one or two dimensions, sines and cosines (D.4)
+    positions   none, learned in one or two dimensions (D.4); sines and cosines (ours)
     shape       more layers, wider ones or smaller patches, at equal compute (Figure 8)
     compute     a hybrid beside the others (Figure 5)
     pooling     class token or mean, at three learning rates (D.3, Figure 9)
@@ -205,8 +205,9 @@ def accuracies() -> dict[tuple[str, int, float], list[float]]:
     """By (model, training images, learning rate), the accuracy of each seed."""
     by_point = {}
     for line in sorted(read_results("claims"), key=lambda line: line["seed"]):
-        if line["settings"] == settings_of(line["model"]):
-            point = line["model"], line["images"], line["lr"]
+        model = line["model"]
+        if model in MODELS and line["settings"] == settings_of(model):
+            point = model, line["images"], line["lr"]
             by_point.setdefault(point, []).append(line["right"] / BLOCK)
     return by_point
 
@@ -232,7 +233,7 @@ def ridge_probe(
         return torch.where(varies, (x - mean) / std, 0)
 
     X = standardised(features)
-    Y = 2.0 * F.one_hot(labels) - 1
+    Y = 2 * F.one_hot(labels).to(X) - 1
     inner = X @ X.T + ridge * torch.eye(len(X), device=X.device)
     W = X.T @ torch.linalg.solve(inner, Y - Y.mean(dim=0))
     return lambda x: standardised(x) @ W + Y.mean(dim=0)

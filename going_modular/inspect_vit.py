@@ -100,7 +100,7 @@ def attention_rollout(maps: torch.Tensor) -> torch.Tensor:
     Shapes: maps (..., L, h, T, T) -> (..., T, T).
     """
     mean = maps.mean(dim=-3)  # (..., L, T, T)
-    layers = (mean + torch.eye(maps.shape[-1], device=maps.device)) / 2
+    layers = (mean + torch.eye(maps.shape[-1]).to(maps)) / 2
     rollout = layers[..., 0, :, :]
     for layer in range(1, layers.shape[-3]):
         rollout = layers[..., layer, :, :] @ rollout
@@ -137,7 +137,7 @@ def mean_attention_distance(
 
     The distances from a patch to all patches, weighted with its attention, and then
     averaged over the patches. The class token is left out: it has no place. What is
-    left of a row is divided by its sum.
+    left of a row is divided by its sum (our choice: the paper does not say).
 
     Args:
         patch_size: pixels from one patch to the next; of a hybrid, the stem's stride
@@ -203,9 +203,9 @@ def embedding_filters(vit: ViT, count: int = 28) -> tuple[torch.Tensor, torch.Te
             f"count must be from 1 to {most}, the number of components of this patch "
             f"embedding, got {count}"
         )
-    _, S, V = torch.linalg.svd(points - points.mean(dim=0), full_matrices=False)
-    largest = V.gather(1, V.abs().argmax(dim=1, keepdim=True))
-    components = (V * largest.sign())[:count]
+    _, S, Vh = torch.linalg.svd(points - points.mean(dim=0), full_matrices=False)
+    largest = Vh.gather(1, Vh.abs().argmax(dim=1, keepdim=True))
+    components = (Vh * largest.sign())[:count]
     shares = S.square() / S.square().sum()
     return components.unflatten(1, E.shape[1:]).float(), shares[:count].float()
 
@@ -242,10 +242,16 @@ def cover(
         color: 0 is the mean colour of normalised images.
 
     Raises:
-        ValueError: if the patches do not fit.
-        RuntimeError: if there is no such patch (PyTorch's message gives the number).
+        ValueError: if the patches do not fit, or there are no such patches.
     """
     rows, columns = grid_in(images, patch_size)
+    last = rows * columns - 1
+    if len(patches) != len(images) or patches.min() < 0 or patches.max() > last:
+        raise ValueError(
+            f"expected numbers of patches from 0 to {last}, a row for each of "
+            f"{len(images)} images, got {tuple(patches.shape)} from {patches.min()} to "
+            f"{patches.max()}"
+        )
     hidden = torch.zeros(len(images), rows * columns, dtype=torch.bool)
     hidden.scatter_(1, patches.cpu(), True)
     hidden = hidden.view(-1, 1, rows, columns).to(images.device)

@@ -24,7 +24,6 @@ README_PICTURES = {
     "01": ["vit_map.png"],
     "12": ["attention.jpg", "positions.png"],
 }
-WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
@@ -41,16 +40,12 @@ def execute(path: Path) -> nbformat.NotebookNode:
         extra_arguments=["--log-level=ERROR"],  # the kernel's own chatter
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
-    # One text for each stream, and of a progress bar only what it leaves behind; no
-    # sliders, which need a running notebook.
+    # One text for each stream, and of a progress bar only what it leaves behind.
     CoalesceStreamsPreprocessor().preprocess(notebook, {})
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [
-                output
-                for output in cell.outputs
-                if output.get("text", "some").strip()
-                and WIDGET not in output.get("data", {})
+                o for o in cell.outputs if o.get("text") is None or o.text.strip()
             ]
     notebook.metadata.pop("widgets", None)
     notebook.metadata.language_info = {"name": "python"}  # no version of one machine

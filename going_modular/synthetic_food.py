@@ -35,7 +35,7 @@ from going_modular.dishes import (
 )
 from going_modular.painting import TEXTURES, Material, Scene, Shape
 from going_modular.pantry import MASH, PANTRY, SALAD, SAUCE, TOMATO, pick, plain
-from going_modular.utils import repository_path
+from going_modular.utils import repository_path, written_whole
 
 # What a dish without a recipe may show, see `Scene.names`. `pretrain` numbers it by
 # position.
@@ -194,18 +194,15 @@ def drawn_once(
     """
     last = draw_one(keys[-1])
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".part")
         shape = (len(keys), *last.shape)
-        drawn = np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape)
-        with Pool(os.cpu_count()) as pool:
+        with written_whole(path) as unfinished, Pool(os.cpu_count()) as pool:
+            drawn = np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape)
             jobs = pool.imap(draw_one, keys, chunksize=64)
             jobs = tqdm(jobs, "drawing", len(keys), leave=False, file=sys.stdout)
             for i, picture in enumerate(jobs):
                 drawn[i] = picture
-        drawn.flush()
-        del drawn  # closes the file: Windows does not rename an open one
-        unfinished.replace(path)
+            drawn.flush()
+            del drawn  # closes the file: Windows does not rename an open one
     drawn = np.load(path)
     if len(drawn) != len(keys) or not np.array_equal(drawn[-1], last):
         raise ValueError(

@@ -398,11 +398,20 @@ def vit_of(backbone: nn.Module) -> ViT:
     """The `ViT` in a backbone of `load_pretrained_backbone`, to look inside.
 
     It is the backbone's own part; of torchvision's model, a copy in our class.
+
+    Raises:
+        TypeError: for any other model.
     """
     if isinstance(backbone, VisionTransformer):
         device = next(backbone.parameters()).device
         return load_vit(backbone.state_dict()).to(device).eval()
-    return getattr(backbone, "vit", backbone)
+    vit = getattr(backbone, "vit", backbone)
+    if not isinstance(vit, ViT):
+        raise TypeError(
+            f"there is no ViT in a {type(backbone).__name__}: give a backbone of "
+            "load_pretrained_backbone, or what load_vit returns"
+        )
+    return vit
 
 
 def load_vit_b_16() -> tuple[nn.Module, Transform, str]:

@@ -1,12 +1,14 @@
+import re
 from itertools import pairwise
 from statistics import mean
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from going_modular import claims, experiments
+from going_modular import claims, experiments, notebooks
 from going_modular.claims import AMOUNTS, LR, MODELS, POINTS, ridge_probe
 
 
@@ -42,7 +44,7 @@ def test_the_stored_results_are_all_there_once_and_of_these_settings():
 def test_lines_of_other_settings_do_not_count(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "RESULTS", tmp_path)
     line = claims.points_of(["data"], seeds=1)[0] | {"right": 300}
-    for each in (line, line | {"settings": "others"}):
+    for each in (line, line | {"settings": "others"}, line | {"model": "VGG"}):
         experiments.append_line(tmp_path / "claims.jsonl", each)
     assert claims.accuracies() == {("ViT", 150, LR): [0.5]}
 
@@ -59,7 +61,13 @@ def test_what_is_compared_at_equal_compute_has_equal_compute():
 @pytest.mark.parametrize("name", MODELS)
 def test_each_network_maps_drawings_to_scores(name):
     assert claims.build_model(name)(torch.rand(2, 3, 48, 48)).shape == (2, 3)
-    assert len(claims.settings_of(name)) == 8
+
+
+def test_settings_that_differ_have_other_fingerprints(monkeypatch):
+    before = {name: claims.settings_of(name) for name in MODELS}
+    assert len(set(before.values())) == len(MODELS)
+    monkeypatch.setattr(claims, "STEPS", claims.STEPS + 1)
+    assert not set(before.values()) & {claims.settings_of(name) for name in MODELS}
 
 
 def test_drawings_are_those_of_their_numbers(few_drawings):
@@ -158,5 +166,18 @@ def test_notebook_13_says_what_the_results_say():
     for name in ("ViT", "mean of patches"):
         rates = {lr: accuracy(name, lr=lr) for lr in (3e-4, 1e-3, 3e-3)}
         assert max(rates, key=rates.get) == 1e-3
+    (path,) = notebooks.NOTEBOOKS[13:]
+    shown = [
+        output.get("text", "")
+        for cell in nbformat.read(path, as_version=4).cells
+        for output in cell.get("outputs", [])
+    ]
+    lines = re.findall(r"^(.+): [+-]0\.\d+ ± 0\.\d+(.*)$", "".join(shown), re.M)
+    assert len(lines) == 19
+    assert [name for name, no_effect in lines if not no_effect] == [
+        *(f"{amount:,} images, CNN against larger ViT" for amount in AMOUNTS),
+        "sines and cosines against none",
+        "CNN against hybrid",
+    ]
     steps = claims.STEPS * claims.RECIPE.batch_size
     assert steps // AMOUNTS[0] == 213 and steps // AMOUNTS[-1] == 3

@@ -288,8 +288,9 @@ def test_cover_hides_these_patches_and_no_others():
     assert torch.equal(covered[~hidden], images[~hidden])
     with pytest.raises(ValueError, match="patches of 4 pixels do not fit into 4 x 6"):
         cover(images, torch.tensor([[0], [0]]), 4)
-    with pytest.raises(RuntimeError, match="6"):
-        cover(images, torch.tensor([[0], [6]]), 2)
+    for patches in ([[0], [6]], [[-1], [0]], [[0]]):
+        with pytest.raises(ValueError, match="from 0 to 5, a row for each of 2 images"):
+            cover(images, torch.tensor(patches), 2)
 
 
 def test_occlusion_finds_the_patch_that_decides():

@@ -548,6 +548,8 @@ def test_the_vit_in_each_kind_of_backbone():
     vit = tiny_vit(embedding_dim=192, num_classes=0)
     assert weights.vit_of(vit) is vit
     assert weights.vit_of(weights.TokenStatistics(vit)) is vit
+    with pytest.raises(TypeError, match="no ViT in a Sequential"):
+        weights.vit_of(nn.Sequential(vit))
     c = vit.config
     sizes = c.num_layers, c.num_heads, c.embedding_dim, c.mlp_dim
     theirs = VisionTransformer(c.image_size, c.patch_size, *sizes)
