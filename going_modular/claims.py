@@ -186,8 +186,8 @@ def run_point(
 
 
 def settings_of(model: str) -> str:
-    """A fingerprint of what a run depends on besides its arguments."""
-    return fingerprint(MODELS[model], replace(RECIPE, lr=LR), STEPS, SIZE, BLOCK)
+    """A fingerprint of the settings that a run depends on besides its arguments."""
+    return fingerprint(MODELS[model], RECIPE, STEPS, SIZE, BLOCK)
 
 
 def points_of(groups: list[str], seeds: int) -> list[dict]:
@@ -226,7 +226,6 @@ def ridge_probe(
     Shapes: labels (M,) from 0 to K - 1; the classifier maps (B, D) to (B, K).
     """
     mean, std = features.mean(dim=0), features.std(dim=0, correction=0)
-
     varies = std > 1e-6 * mean.abs()  # more than rounding
 
     def standardised(x: torch.Tensor) -> torch.Tensor:

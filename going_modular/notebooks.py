@@ -94,17 +94,13 @@ def shrink(output: nbformat.NotebookNode) -> None:
     data = output.get("data", {})
     if "image/png" not in data:
         return
-    given, jpeg, png = (
-        BytesIO(base64.b64decode(data.pop("image/png"))),
-        BytesIO(),
-        BytesIO(),
-    )
-    picture = Image.open(given).convert("RGB")
+    given = BytesIO(base64.b64decode(data.pop("image/png")))
+    picture, jpeg, png = Image.open(given).convert("RGB"), BytesIO(), BytesIO()
     picture.save(jpeg, "JPEG", quality=75)
     picture.quantize(256).save(png, "PNG", optimize=True)
-    files = [(file.getvalue(), "png") for file in (given, png)]
-    smallest, kind = min([*files, (jpeg.getvalue(), "jpeg")], key=lambda f: len(f[0]))
-    data[f"image/{kind}"] = base64.b64encode(smallest).decode()
+    smallest = min(given, png, jpeg, key=lambda file: len(file.getvalue()))
+    kind = "image/jpeg" if smallest is jpeg else "image/png"
+    data[kind] = base64.b64encode(smallest.getvalue()).decode()
 
 
 def picture_of(output: nbformat.NotebookNode) -> bytes:

@@ -1,6 +1,6 @@
 import re
 from itertools import pairwise
-from statistics import mean
+from statistics import mean, stdev
 
 import nbformat
 import numpy as np
@@ -152,6 +152,11 @@ def test_notebook_13_says_what_the_results_say():
         assert abs(curve[3] - curve[2]) < 0.01  # "flat within their errors"
     learnt = [accuracy(k) - accuracy("no positions") for k in ("ViT", "2-D positions")]
     assert 0.01 <= min(learnt) and max(learnt) <= 0.0255  # "0.01 to 0.025"
+    sines, ours = (
+        by_point[name, claims.USUAL, LR] for name in ("sines and cosines", "ViT")
+    )
+    gain, error = 0.033, ((stdev(sines) ** 2 + stdev(ours) ** 2) / 3) ** 0.5
+    assert round(mean(sines) - mean(ours), 3) == gain < 2 * error
     best_vit = max(accuracy(name) for name in (*claims.SCALED, "larger ViT"))
     assert best_vit < accuracy("hybrid") < accuracy("CNN")
     closed = accuracy("hybrid") - accuracy("ViT")

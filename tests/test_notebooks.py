@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import nn
 from torchvision.models import VisionTransformer, vit_b_16
@@ -262,6 +263,21 @@ def test_09_and_10_work_with_torchvisions_kind_of_backbone(tmp_path, monkeypatch
         plt.close("all")
         assert names["D"] == 192 and type(names["backbone"]) is VisionTransformer
     assert (tmp_path / "build/models/09_synthetic_food_twin.pth").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
+def test_12_looks_inside_torchvisions_kind_of_backbone(monkeypatch):
+    monkeypatch.setenv("FOODVISION_SIZE", "smoke")
+    monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")
+    ours = weights.load_drawn_dishes()[0].vit
+    monkeypatch.setattr(weights, "load_pretrained_backbone", torchvisions_twin)
+    names = {}
+    for cell in cells_of(PATHS[12], "code"):
+        exec(cell.source, names)
+    plt.close("all")
+    assert type(names["backbone"]) is VisionTransformer
+    expected = inspect_vit.attention_maps(ours, names["images"])
+    torch.testing.assert_close(names["maps"], expected)
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
