@@ -29,7 +29,7 @@ lab: .venv/ready
 clean:
 	rm -rf build .venv
 
-.venv/ready: pyproject.toml requirements.txt requirements-dev.txt
+.venv/ready: pyproject.toml requirements.txt requirements/dev.txt
 	@echo "Setting up .venv (a few minutes, once): PyTorch, Jupyter and the test tools"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"

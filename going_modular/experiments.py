@@ -180,7 +180,7 @@ def run_fold(
             f"asked for {images}, but FOODVISION_SOURCE gives other images"
         )
     labels = food.labels if within == "all 300" else food.labels[: food.train_count]
-    from sklearn.model_selection import StratifiedKFold  # of requirements-dev.txt
+    from sklearn.model_selection import StratifiedKFold  # of requirements/dev.txt
 
     splitter = StratifiedKFold(5, shuffle=True, random_state=seed)
     train, held_out = list(splitter.split(np.zeros(len(labels)), labels))[fold]

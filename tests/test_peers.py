@@ -1,6 +1,6 @@
 """Our ViT against the published implementations, with random numbers in every tensor.
 
-timm, transformers and vit-pytorch are in requirements-peers.txt; without them their
+timm, transformers and vit-pytorch are in requirements/peers.txt; without them their
 tests are skipped.
 """
 
@@ -30,7 +30,7 @@ from going_modular.weights import (
     to_torchvision,
 )
 
-WHERE = "install it with `pip install -r requirements-peers.txt`"
+WHERE = "install it with `pip install -r requirements/peers.txt`"
 
 
 def peer_module(name):
