@@ -1,8 +1,15 @@
-"""Execute the series: `python -m going_modular.notebooks run`, or `... store`."""
+"""The series as files: execute it, store its outputs, set where it is published.
+
+python -m going_modular.notebooks run                        # into build/
+python -m going_modular.notebooks store                      # into the notebooks
+python -m going_modular.notebooks solve                      # the exercises' solutions
+python -m going_modular.notebooks set-repository owner/name
+"""
 
 import argparse
 import base64
 import hashlib
+import re
 import time
 from io import BytesIO
 from pathlib import Path
@@ -13,10 +20,13 @@ from nbconvert import HTMLExporter
 from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 from PIL import Image
 
+from going_modular import hosted
 from going_modular.data_setup import get_source
 from going_modular.utils import describe_environment, get_size, repository_path
 
 NOTEBOOKS = sorted(repository_path("notebooks").glob("[0-9][0-9]_*.ipynb"))
+EXERCISES = sorted(repository_path("notebooks/exercises").glob("*.ipynb"))
+SOLUTIONS = sorted(repository_path("notebooks/solutions").glob("*.ipynb"))
 BUILD = repository_path("build")
 # Outputs of the cells tagged "readme-picture", by the number of their notebook
 README_PICTURES = {
@@ -47,14 +57,32 @@ def execute(path: Path) -> nbformat.NotebookNode:
             cell.outputs = [
                 o for o in cell.outputs if o.get("text") is None or o.text.strip()
             ]
+            describe(cell)
     notebook.metadata.pop("widgets", None)
     notebook.metadata.language_info = {"name": "python"}  # no version of one machine
     return notebook
 
 
+def describe(cell: nbformat.NotebookNode) -> None:
+    """Give a cell's pictures the alternative text that its metadata hold.
+
+    It stands where MyST-NB looks for it; Jupyter and its web pages look at the output.
+    """
+    alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt")
+    for output in cell.outputs if alt else []:
+        for kind in output.get("data", {}):
+            if kind.startswith("image/"):
+                output.metadata[kind] = output.metadata.get(kind, {}) | {"alt": alt}
+
+
+def tags_of(cell: nbformat.NotebookNode) -> list[str]:
+    """The tags of a cell, by which the commands of this module know it."""
+    return cell.metadata.get("tags", [])
+
+
 def outputs_of(notebook: nbformat.NotebookNode, tag: str) -> list:
     """The outputs of the cells that carry a tag."""
-    cells = [c for c in notebook.cells if tag in c.metadata.get("tags", [])]
+    cells = [c for c in notebook.cells if tag in tags_of(c)]
     return [output for cell in cells for output in cell.outputs]
 
 
@@ -81,8 +109,15 @@ def run(paths: list[Path]) -> None:
 
 
 def digest_of(notebook: nbformat.NotebookNode) -> str:
-    """The SHA-256 of all code cells: outputs belong to this code and no other."""
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    """The SHA-256 of all code cells: outputs belong to this code and no other.
+
+    But for the cell that finds the package: it shows nothing.
+    """
+    code = [
+        cell.source
+        for cell in notebook.cells
+        if cell.cell_type == "code" and "setup" not in tags_of(cell)
+    ]
     return hashlib.sha256("\n%%\n".join(code).encode()).hexdigest()
 
 
@@ -100,6 +135,7 @@ def shrink(output: nbformat.NotebookNode) -> None:
     picture.quantize(256).save(png, "PNG", optimize=True)
     smallest = min(given, png, jpeg, key=lambda file: len(file.getvalue()))
     kind = "image/jpeg" if smallest is jpeg else "image/png"
+    output.metadata = {kind: output.metadata.get("image/png", {})}
     data[kind] = base64.b64encode(smallest.getvalue()).decode()
 
 
@@ -115,7 +151,8 @@ def readme_pictures(path: Path, notebook: nbformat.NotebookNode) -> list[tuple]:
     Raises:
         ValueError: if `README_PICTURES` names more or fewer.
     """
-    files = [path.with_name(name) for name in README_PICTURES.get(path.name[:2], [])]
+    names = README_PICTURES.get(path.name[:2], []) if path in NOTEBOOKS else []
+    files = [path.with_name(name) for name in names]
     outputs = outputs_of(notebook, "readme-picture")
     if len(files) != len(outputs):
         raise ValueError(
@@ -158,24 +195,116 @@ def store(paths: list[Path]) -> None:
         nbformat.write(notebook, path)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Execute the notebooks of the series.")
-    parser.add_argument(
-        "command",
-        choices=["run", "store"],
-        help="run: into build/, with pages; store: into the notebooks themselves",
+def solved(
+    exercises: nbformat.NotebookNode, solutions: nbformat.NotebookNode
+) -> nbformat.NotebookNode:
+    """The exercises, with the answers of a solutions notebook in their places.
+
+    An exercises notebook is the source of all its cells; of its solutions only the
+    cells tagged "answer" are taken, by their ids.
+    """
+    answers = {c.id: c.source for c in solutions.cells if "answer" in tags_of(c)}
+    notebook = nbformat.from_dict(exercises)  # a copy
+    title = notebook.cells[0]
+    title.source = title.source.replace("# Exercises", "# Solutions", 1)
+    for cell in notebook.cells:
+        if "answer" in tags_of(cell):
+            cell.source = answers[cell.id]
+    return notebook
+
+
+def solve(paths: list[Path]) -> None:
+    """Bring the solutions to these exercises up to date, execute and store them."""
+    for path in paths:
+        target = repository_path("notebooks/solutions") / path.name
+        both = (nbformat.read(p, as_version=4) for p in (path, target))
+        nbformat.write(solved(*both), target)
+        store([target])
+
+
+def with_repository(
+    notebook: nbformat.NotebookNode, path: str, repository: str, version: str
+) -> nbformat.NotebookNode:
+    """A notebook with the badge and the first code cell for a repository.
+
+    Args:
+        path: of the notebook, seen from the repository's root.
+        repository, version: see `hosted.archive_of`.
+    """
+    notebook = nbformat.from_dict(notebook)  # a copy
+    title = notebook.cells[0]
+    title.source = re.sub(r"\[!\[Open in Colab\]\(.*\)\n\n", "", title.source)
+    if badge := hosted.badge(repository, version, path):
+        title.source = title.source.replace("\n\n", f"\n\n{badge}\n\n", 1)
+    others = [c for c in notebook.cells[1:] if c.id != "setup"]
+    executed = any(c.get("execution_count") for c in others)
+    cell = nbformat.v4.new_code_cell(
+        hosted.setup_cell(repository, version),
+        id="setup",
+        execution_count=1 if executed else None,
+        metadata={
+            "tags": ["setup", "hide-input"],
+            "cellView": "form",  # closed on Colab
+            "jupyter": {"source_hidden": True},  # and in JupyterLab
+        },
     )
-    parser.add_argument(
-        "numbers",
-        nargs="*",
-        metavar="NN",
-        help="numbers of notebooks, for example 08 09; all of them if not given",
+    notebook.cells = [title, cell, *others]
+    return notebook
+
+
+def set_repository(repository: str) -> None:
+    """Write an address into pyproject.toml, and with it into all notebooks.
+
+    Raises:
+        ValueError: see `hosted.archive_of`.
+    """
+    version = hosted.project_setting("version")
+    hosted.archive_of(repository, version)  # an error before anything is written
+    settings = repository_path("pyproject.toml")
+    line = f'repository = "{repository}"'
+    text = settings.read_text(encoding="utf-8")
+    settings.write_text(re.sub(r"^repository = .*$", line, text, flags=re.M), "utf-8")
+    for path in NOTEBOOKS + EXERCISES + SOLUTIONS:
+        notebook = nbformat.read(path, as_version=4)
+        name = path.relative_to(repository_path("")).as_posix()
+        nbformat.write(with_repository(notebook, name, repository, version), path)
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, meaning in (
+        ("run", "execute notebooks into build/, with pages"),
+        ("store", "execute notebooks and keep their outputs in them"),
+        ("solve", "bring the solutions of the exercises up to date, and store them"),
+    ):
+        command = commands.add_parser(name, help=meaning)
+        command.add_argument(
+            "numbers",
+            nargs="*",
+            metavar="NN",
+            help="numbers of notebooks, for example 08 09; all of them if not given",
+        )
+    command = commands.add_parser(
+        "set-repository", help="where notebooks that are opened alone get the package"
+    )
+    command.add_argument(
+        "repository", help='owner/name on GitHub, the URL of a zip file, or ""'
     )
     options = parser.parse_args()
-    by_number = {path.name[:2]: path for path in NOTEBOOKS}
+    if options.command == "set-repository":
+        set_repository(options.repository)
+        return
+    paths = EXERCISES if options.command == "solve" else NOTEBOOKS
+    by_number = {path.name[:2]: path for path in paths}
     if unknown := set(options.numbers) - set(by_number):
         parser.error(
             f"no notebook {', '.join(sorted(unknown))}: {', '.join(by_number)}"
         )
     chosen = [by_number[number] for number in options.numbers or by_number]
-    {"run": run, "store": store}[options.command](chosen)
+    {"run": run, "store": store, "solve": solve}[options.command](chosen)
+
+
+if __name__ == "__main__":
+    main()

@@ -20,6 +20,8 @@ from going_modular.utils import count_multiply_adds, count_parameters
 # data sheet, without sparsity), and a ViT in plain PyTorch reaches a fifth of that if
 # images arrive fast enough. The fifth is an assumption, not measured here.
 PEAK, UTILISATION = 989e12, 0.20
+# What the formulas leave out: dropout's masks, work space, gaps between tensors
+HEADROOM = 1.25
 IMAGES = {"ImageNet": 1_281_167, "ImageNet-21k": 14_197_122}
 
 
@@ -85,9 +87,13 @@ def state_bytes(config: ViTConfig) -> int:
 
 
 def process_bytes(
-    config: ViTConfig, batch_size: int, processes: int = 1, sharding: str = "ddp"
+    config: ViTConfig,
+    batch_size: int,
+    processes: int = 1,
+    sharding: str = "ddp",
+    precision: str = "bfloat16",
 ) -> int:
-    """Bytes on each GPU while it trains in bfloat16 on `batch_size` images of its own.
+    """Bytes on each GPU while it trains on `batch_size` images of its own.
 
     Sharded, states are divided by the number of processes, and two blocks are there in
     full, the one that computes and the next.
@@ -96,7 +102,43 @@ def process_bytes(
     if sharding == "fsdp":
         numbers = matrix_numbers(config) // config.num_layers
         states = states // processes + 2 * 4 * numbers
-    return states + activation_bytes(config, batch_size, "bfloat16")
+    return states + activation_bytes(config, batch_size, precision)
+
+
+def largest_batch(config: ViTConfig, free: int, **options) -> int:
+    """How many images of its own a GPU with `free` bytes trains on; 0 if on none.
+
+    Args:
+        options: of `process_bytes`.
+    """
+    one, two = (HEADROOM * process_bytes(config, n, **options) for n in (1, 2))
+    return max(0, int((free - one) // (two - one)) + 1)
+
+
+def check_memory(config: ViTConfig, batch_size: int, free: int, **options) -> None:
+    """Before a training starts: has the GPU the memory for such batches?
+
+    Args:
+        batch_size: images that go through at once on one GPU.
+        free: bytes of memory that nobody uses yet.
+        options: of `process_bytes`.
+
+    Raises:
+        MemoryError: if they do not fit; it says which would.
+    """
+    fits = largest_batch(config, free, **options)
+    if batch_size > fits:
+        needed = HEADROOM * process_bytes(config, batch_size, **options)
+        raise MemoryError(
+            f"training on {batch_size} images at once needs about "
+            f"{needed / 2**30:.1f} GiB of GPU memory, and {free / 2**30:.1f} are free: "
+            + (
+                f"at most {fits} fit, so set accumulate (--accumulate) to "
+                f"{-(-batch_size // fits)} or more, or batch_size to {fits} or less"
+                if fits
+                else "not even one fits, so take a smaller model or image_size"
+            )
+        )
 
 
 def training_flops(config: ViTConfig) -> int:

@@ -15,12 +15,13 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.utils.data import Dataset, Subset
 from torchvision.transforms import v2
 
-from going_modular import data_setup, engine, recipes
+from going_modular import data_setup, engine, recipes, scaling
 from going_modular.checkpoints import Checkpoint
 from going_modular.classifier_file import write_vit
 from going_modular.distributed import (
     SHARDINGS,
     distribute,
+    process_count,
     process_rank,
     processes,
     share_of,
@@ -76,9 +77,19 @@ def fit(
     Raises:
         ValueError: if the recipe's batch cannot be accumulated so, its warm-up is
             longer than the training, or weights are to be averaged in shards.
+        MemoryError: if a GPU has too little for such batches; it says what would fit.
         FloatingPointError, KeyboardInterrupt: see `engine.train`.
     """
     check_divisible("batch_size", recipe.batch_size, "accumulate", accumulate)
+    if device.type == "cuda" and isinstance(model, ViT):
+        scaling.check_memory(
+            model.config,
+            -(-recipe.batch_size // (accumulate * process_count())),
+            torch.cuda.mem_get_info(device)[0],
+            processes=process_count(),
+            sharding=sharding,
+            precision=precision,
+        )
     if recipe.average_decay and sharding == "fsdp":
         raise ValueError(
             "averaged weights cannot be sharded: set average_decay to 0, or use "

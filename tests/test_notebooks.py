@@ -97,22 +97,40 @@ def test_its_outputs_come_from_one_clean_run(path):
 
 
 @each_notebook
+def test_every_picture_has_an_alternative_text(path):
+    """In the metadata of its cell: `mystnb`, `image`, `alt`. No measured value in it."""
+    for cell in cells_of(path, "code"):
+        kinds = [
+            (output, kind)
+            for output in cell.outputs
+            for kind in output.get("data", {})
+            if kind.startswith("image/")
+        ]
+        alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt")
+        assert bool(kinds) == bool(alt), cell.source
+        for output, kind in kinds:
+            assert output.metadata[kind]["alt"] == alt and 40 < len(alt) < 260
+            assert not re.search(r"\d\.\d|%", alt), alt
+
+
+@each_notebook
 def test_its_outputs_belong_to_its_code_and_to_the_drawn_images(path):
     """Otherwise: `make notebooks`. Photos are not ours to publish."""
     notebook = nbformat.read(path, as_version=4)
     assert notebook.metadata.code_digest == notebooks.digest_of(notebook)
     assert notebook.metadata.food_source == "synthetic"
     assert notebook.metadata.food_size == "cpu"
-    first = cells_of(path, "code")[0]
+    first = cells_of(path, "code")[1]
     assert "Images: drawn food" in "".join(output.text for output in first.outputs)
 
 
 def test_the_digest_is_one_of_code_alone():
     notebook = nbformat.read(PATHS[0], as_version=4)
     digest = notebooks.digest_of(notebook)
-    code = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    setup, code = [cell for cell in notebook.cells if cell.cell_type == "code"][:2]
     text = next(cell for cell in notebook.cells if cell.cell_type == "markdown")
     text.source += " Another word."
+    setup.source = "another address"
     code.outputs = []
     assert notebooks.digest_of(notebook) == digest
     code.source += "\n# another line"

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from tiny_vit import TINY
 
-from going_modular import engine, recipes, scaling
+from going_modular import engine, recipes, scaling, train
 from going_modular.model_builder import VIT_CONFIGS, ViT
 from going_modular.recipes import Recipe
 from going_modular.utils import repository_path
@@ -79,3 +79,43 @@ def test_the_pages_loader_of_tar_files_feeds_the_engine(tmp_path):
         vit, names["batches"], torch.nn.CrossEntropyLoss(), still, "cpu"
     )
     assert loss == pytest.approx(0.6931, abs=1e-4)  # ln 2
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_largest_batch_is_the_largest_that_fits(precision):
+    def needed(batch_size):
+        bytes_ = scaling.process_bytes(SMALL, batch_size, precision=precision)
+        return scaling.HEADROOM * bytes_
+
+    for images in (1, 2, 7, 100):
+        for free, fits in ((needed(images), images), (needed(images) - 1, images - 1)):
+            assert scaling.largest_batch(SMALL, free, precision=precision) == fits
+
+
+def test_the_guard_says_which_batch_fits():
+    vit_b, free = VIT_CONFIGS["ViT-B/16"], 15 * 2**30  # a free Colab GPU
+    fits = scaling.largest_batch(vit_b, free, precision="float16")
+    assert 64 < fits < 512
+    scaling.check_memory(vit_b, fits, free, precision="float16")
+    with pytest.raises(
+        MemoryError, match=rf"accumulate.* to 5 or more.* {fits} or less"
+    ):
+        scaling.check_memory(vit_b, 4 * fits + 1, free, precision="float16")
+    with pytest.raises(MemoryError, match="not even one fits"):
+        scaling.check_memory(VIT_CONFIGS["ViT-H/14"], 1, 2**30)
+
+
+def test_training_on_a_gpu_asks_the_guard_first(monkeypatch):
+    """With a made-up GPU, which nothing reaches."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**20, 2**30))
+    recipe = Recipe(epochs=1, batch_size=32)
+    with pytest.raises(MemoryError, match="on 16 images at once"):
+        train.fit(
+            ViT(TINY),
+            recipe,
+            [],
+            [],
+            3,
+            device=torch.device("cuda"),
+            accumulate=2,
+        )

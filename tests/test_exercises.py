@@ -1,0 +1,211 @@
+"""The exercises and their solutions: as files, and as what a learner meets."""
+
+import copy
+import functools
+import re
+
+import matplotlib.pyplot as plt
+import nbformat
+import pytest
+import torch
+from torch import nn
+
+from going_modular import notebooks
+from going_modular.checks import NotYet, require_number, require_tensor, result_of
+
+EXERCISES = notebooks.EXERCISES
+each_pair = pytest.mark.parametrize(
+    "path, solution",
+    list(zip(EXERCISES, notebooks.SOLUTIONS, strict=True)),
+    ids=lambda path: path.stem[:2],
+)
+pytestmark = pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
+
+
+@pytest.fixture(autouse=True)
+def small_and_drawn(monkeypatch):
+    monkeypatch.setenv("FOODVISION_SIZE", "smoke")
+    monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")
+    monkeypatch.delenv("VIT_WEIGHTS", raising=False)
+    yield
+    plt.close("all")
+
+
+def code_of(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return [cell for cell in cells if cell.cell_type == "code"]
+
+
+def kind_of(cell):
+    (kind,) = [t for t in notebooks.tags_of(cell) if t in ("answer", "check")] or [""]
+    return kind
+
+
+def test_each_notebook_has_exercises_and_solutions():
+    names = [path.name for path in notebooks.NOTEBOOKS]
+    for paths in (EXERCISES, notebooks.SOLUTIONS):
+        assert [path.name for path in paths] == names
+    for path in notebooks.NOTEBOOKS:
+        text = nbformat.read(path, as_version=4).cells[-1].source
+        assert f"](exercises/{path.name})" in text
+
+
+@each_pair
+def test_every_exercise_ends_with_a_check(path, solution):
+    notebook = nbformat.read(path, as_version=4)
+    whole = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    assert whole.startswith(f"# Exercises {path.name[:2]} · ")
+    assert re.search("[Pp]redict before you run", whole)
+    links = re.findall(r"\]\((?!https?://)([^)]+)\)", whole)
+    assert {f"../{path.name}", f"../solutions/{path.name}"} <= set(links)
+    assert all((path.parent / link).is_file() for link in links)
+    sections = re.split(r"^## ", whole, flags=re.M)[1:]
+    number = int(path.name[:2])
+    for i, section in enumerate(sections, 1):
+        assert section.startswith(f"{number}.{i} "), section
+    kinds = "".join(kind_of(cell)[:1] or "-" for cell in code_of(path))
+    assert re.fullmatch(r"--(-*(a-*)+c)+", kinds), kinds  # answers, then their check
+    assert kinds.count("c") == len(sections) >= 3
+    for cell in code_of(path):
+        assert cell.outputs == [] and cell.execution_count is None
+        assert (kind_of(cell) == "answer") == ("..." in cell.source)
+        assert (kind_of(cell) == "check") == cell.source.startswith("check.")
+
+
+@each_pair
+def test_a_solution_differs_by_its_answers_alone(path, solution):
+    """Otherwise: `python -m going_modular.notebooks solve`."""
+    given, stored = (nbformat.read(p, as_version=4) for p in (path, solution))
+    expected = notebooks.solved(given, stored)
+    assert [(c.id, c.source) for c in stored.cells] == [
+        (c.id, c.source) for c in expected.cells
+    ]
+    assert stored.metadata.code_digest == notebooks.digest_of(stored)
+    for cell in code_of(solution):
+        assert kind_of(cell) != "answer" or "..." not in cell.source
+        assert "error" not in {output.output_type for output in cell.outputs}
+        if kind_of(cell) == "check":
+            assert cell.outputs[-1].text.startswith("✓ Right. ")
+
+
+@each_pair
+def test_untouched_exercises_fail_their_checks(path, solution):
+    names = {}
+    for cell in code_of(path):
+        if kind_of(cell) == "check":
+            with pytest.raises(NotYet, match="replace the dots"):
+                exec(cell.source, names)
+        else:
+            exec(cell.source, names)
+
+
+def spoil(answer):
+    """An answer a little wrong."""
+    if isinstance(answer, bool):
+        return not answer
+    if isinstance(answer, (int, float)):
+        return answer + 1
+    if isinstance(answer, str):
+        return answer + "?"
+    if isinstance(answer, torch.Tensor):
+        return answer + 0.1
+    if isinstance(answer, (list, tuple)):
+        return type(answer)([spoil(answer[0]), *answer[1:]])
+    if isinstance(answer, dict):
+        first = next(iter(answer))
+        return answer | {first: spoil(answer[first])}
+    if isinstance(answer, nn.Module):
+        wrong = copy.deepcopy(answer)
+        wrong.register_forward_hook(lambda module, given, result: spoil(result))
+        return wrong
+    if isinstance(answer, type):
+
+        class Wrong(answer):
+            def forward(self, *arguments, **options):
+                return spoil(super().forward(*arguments, **options))
+
+        return Wrong
+
+    @functools.wraps(answer)
+    def wrong(*arguments, **options):
+        return spoil(answer(*arguments, **options))
+
+    return wrong
+
+
+@each_pair
+def test_checks_take_the_solution_and_nothing_a_little_wrong(path, solution, capsys):
+    """And their hints do not tell the answer."""
+    names = {}
+    for cell in code_of(solution):
+        if kind_of(cell) != "check":
+            exec(cell.source, names)
+            continue
+        capsys.readouterr()
+        exec(cell.source, names)
+        assert capsys.readouterr().out.startswith("✓ Right. ")
+        call = re.fullmatch(r"check\.(\w+)\((.*)\)", cell.source, re.S)
+        check = getattr(names["check"], call[1])
+        answers = eval(f"[{call[2]}]", names)
+        for i, answer in enumerate(answers):
+            wrong = [*answers[:i], spoil(answer), *answers[i + 1 :]]
+            with pytest.raises(NotYet) as caught:
+                check(*wrong)
+            if isinstance(answer, (int, float)) and abs(answer) > 9:
+                hint = str(caught.value).replace(",", "")
+                assert str(answer) not in hint, hint
+
+
+@pytest.mark.slow
+@each_pair
+def test_the_solutions_run_as_notebooks(path, solution):
+    executed = notebooks.execute(solution)
+    assert all(
+        cell.outputs[-1].text.startswith("✓ Right. ")
+        for cell in executed.cells
+        if "check" in notebooks.tags_of(cell)
+    )
+
+
+@pytest.mark.parametrize(
+    "answer, hint",
+    [(..., "replace the dots"), ("7", "and is str"), (True, "is bool"), (6, "more")],
+)
+def test_a_number_that_is_wrong_gets_a_hint(answer, hint):
+    with pytest.raises(NotYet, match=hint):
+        require_number("answer", answer, 7, "more")
+    require_number("answer", 7.0000001, 7, "more")
+
+
+def test_a_tensor_that_is_wrong_gets_a_hint():
+    expected = torch.ones(2, 3)
+    for answer, hint in (
+        (..., "replace the dots"),
+        ([1, 1], "is list"),
+        (torch.ones(3, 2), r"has the shape \(3, 2\), not \(2, 3\)"),
+        (torch.zeros(2, 3), "the right shape, but other numbers: more"),
+    ):
+        with pytest.raises(NotYet, match=hint):
+            require_tensor("answer", answer, expected, "more")
+    require_tensor("answer", expected + 1e-7, expected, "more")
+
+
+def test_an_error_in_an_answer_comes_through():
+    with pytest.raises(ZeroDivisionError):
+        result_of(lambda: 1 / 0)
+
+
+def test_a_learner_sees_the_hint_and_no_traceback(tmp_path):
+    """The real notebook, untouched, in a real kernel."""
+    path = EXERCISES[0]
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if "check" in notebooks.tags_of(cell):
+            cell.metadata.tags.append("raises-exception")
+    nbformat.write(notebook, tmp_path / path.name)
+    executed = notebooks.execute(tmp_path / path.name)
+    for cell in executed.cells:
+        if "check" in notebooks.tags_of(cell):
+            (output,) = cell.outputs
+            (line,) = output.traceback
+            assert re.match("✗ Not yet: .*replace the dots", line)
