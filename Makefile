@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test notebooks lab clean
+.PHONY: run test test-all notebooks book demo lab clean
 
 run: .venv/ready
 	$(BIN)/python -m going_modular.notebooks run
@@ -23,6 +23,15 @@ notebooks: export FOODVISION_SIZE = cpu
 notebooks: .venv/ready
 	$(BIN)/python -m going_modular.notebooks store
 
+# A web site of the notebooks as they are stored: build/book/index.html
+book: .venv/book
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -c docs . build/book
+	@echo "The book: build/book/index.html"
+
+# A page to try the model on your own photos, on this machine only
+demo: .venv/demo
+	$(BIN)/python -m going_modular.demo
+
 lab: .venv/ready
 	$(BIN)/jupyter lab notebooks
 
@@ -34,3 +43,7 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch .venv/ready
+
+.venv/book .venv/demo .venv/peers: .venv/%: requirements/%.txt .venv/ready
+	$(BIN)/python -m pip install --quiet --requirement $<
+	@touch $@

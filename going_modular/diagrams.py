@@ -118,7 +118,7 @@ def shape(*sizes) -> str:
 
 def draw_architecture(config: ViTConfig, theme: Theme = LIGHT) -> plt.Figure:
     """What Figure 1 of the paper shows: the model, and on the right one block of it."""
-    c, sheet = config, Sheet(10.4, 5.2, theme)
+    c, sheet = config, Sheet(10.5, 5.2, theme)
     N, D = c.num_patches, c.embedding_dim
 
     # the image, cut into patches
@@ -182,8 +182,8 @@ def draw_architecture(config: ViTConfig, theme: Theme = LIGHT) -> plt.Figure:
     x = 8.75
     sheet.axis.add_patch(
         FancyBboxPatch(
-            (7.35, 0.55),
-            2.85,
+            (7.3, 0.55),
+            3.0,
             4.1,
             boxstyle="round,pad=0,rounding_size=0.1",
             facecolor="none",
@@ -215,7 +215,7 @@ def draw_architecture(config: ViTConfig, theme: Theme = LIGHT) -> plt.Figure:
         (1.95, "equation 2", theme.two),
         (3.55, "equation 3", theme.three),
     ):
-        sheet.text(x + 1.08, y, name, 9, color=color)
+        sheet.text(x + 1.1, y, name, 9, color=color)
     for start, end in ((0.85, 2.49), (2.72, 4.09)):
         sheet.axis.plot((x, x - 1.05), (start, start), color=theme.muted, lw=1.2)
         sheet.arrow((x - 1.05, start), (x - 1.05, end), (x - 0.13, end))

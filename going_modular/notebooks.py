@@ -243,7 +243,7 @@ def with_repository(
         id="setup",
         execution_count=1 if executed else None,
         metadata={
-            "tags": ["setup", "hide-input"],
+            "tags": ["setup", "remove-cell"],
             "cellView": "form",  # closed on Colab
             "jupyter": {"source_hidden": True},  # and in JupyterLab
         },

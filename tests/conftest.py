@@ -1,5 +1,7 @@
 """Small pictures and folders that the tests share."""
 
+import shutil
+
 import matplotlib
 import numpy as np
 import pytest
@@ -38,3 +40,20 @@ def food_folder(tmp_path):
 @pytest.fixture
 def to_tensor():
     return v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser: Debian's Chromium, driven by Playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if not program:
+        pytest.skip("no Chromium on this machine")
+    quiet = "background-networking component-update sync quic gpu".split()
+    options = [
+        "--no-sandbox",
+        "--no-first-run",
+        *(f"--disable-{name}" for name in quiet),
+    ]
+    with sync_api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=program, args=options)

@@ -98,7 +98,7 @@ def test_its_outputs_come_from_one_clean_run(path):
 
 @each_notebook
 def test_every_picture_has_an_alternative_text(path):
-    """In the metadata of its cell: `mystnb`, `image`, `alt`. No measured value in it."""
+    """In the metadata of its cell: `mystnb`, `image`, `alt`."""
     for cell in cells_of(path, "code"):
         kinds = [
             (output, kind)
