@@ -18,6 +18,11 @@ test: .venv/ready
 	$(BIN)/python -m pytest tests
 	$(BIN)/python -m pytest --nbval-lax notebooks
 
+# Also what is slow: notebooks alone in new environments, the book and the demo in a
+# browser, all solutions, and everything with the oldest PyTorch
+test-all: .venv/book .venv/demo .venv/peers
+	$(BIN)/python tests/all_suites.py
+
 notebooks: export FOODVISION_SOURCE = synthetic
 notebooks: export FOODVISION_SIZE = cpu
 notebooks: .venv/ready

@@ -1,0 +1,122 @@
+"""Every suite, one after the other: `make test-all`. Hours on two cores.
+
+Writes what came out of each to docs/results/test_all.md; `--only` runs some of them
+and writes nothing.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+from xml.etree import ElementTree
+
+from going_modular.hosted import REPOSITORY
+from going_modular.utils import describe_environment
+
+OLDEST = REPOSITORY / "build" / "oldest"
+BOTH = ["-m", "slow or not slow"]
+NBVAL = ["--nbval-lax", "-p", "no:warnings"]
+# Name, whose Python, arguments of pytest
+SUITES = {
+    "unit tests": ("ours", ["tests"]),
+    "the series under nbval": ("ours", [*NBVAL, "notebooks"]),
+    "solutions under nbval": ("ours", [*NBVAL, "notebooks/solutions"]),
+    "exercises, slow": ("ours", ["-m", "slow", "tests/test_exercises.py"]),
+    "book and demo in a browser": (
+        "ours",
+        [*BOTH, "tests/test_book.py", "tests/test_demo.py"],
+    ),
+    "notebooks alone, fresh environments": (
+        "ours",
+        ["-m", "slow", "tests/test_hosted.py"],
+    ),
+    "unit tests, oldest PyTorch": ("oldest", ["tests"]),
+    "the series under nbval, oldest PyTorch": ("oldest", [*NBVAL, "notebooks"]),
+}
+
+
+def oldest_python() -> Path:
+    """A Python with the oldest PyTorch that requirements.txt admits.
+
+    Built once, in build/.
+    """
+    python = OLDEST / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not (OLDEST / "ready").is_file():
+        venv.create(OLDEST, clear=True, with_pip=True)
+        text = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8")
+        bounds = re.findall(r"^(torch|torchvision)>=(\S+)$", text, re.M)
+        pins = [f"{name}=={version}.*" for name, version in bounds]
+        needs = ["-r", "requirements.txt", "-r", "requirements/dev.txt"]
+        install = [python, "-m", "pip", "install", "--quiet", *pins, *needs]
+        subprocess.run(install, cwd=REPOSITORY, check=True)
+        (OLDEST / "ready").touch()
+    return python
+
+
+def run_suite(name: str) -> dict:
+    """Run a suite: how many tests passed, failed and were skipped, and the minutes."""
+    whose, arguments = SUITES[name]
+    python = sys.executable if whose == "ours" else oldest_python()
+    report = REPOSITORY / "build" / f"{name.replace(' ', '_').replace(',', '')}.xml"
+    environment = {
+        "FOODVISION_SOURCE": "synthetic",
+        "FOODVISION_SIZE": "smoke",
+        "VIT_WEIGHTS": "",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    print(f"== {name}", flush=True)
+    start = time.perf_counter()
+    subprocess.run(
+        [python, "-m", "pytest", "-q", f"--junitxml={report}", *arguments],
+        cwd=REPOSITORY,
+        env=os.environ | environment,
+    )
+    minutes = (time.perf_counter() - start) / 60
+    (found,) = ElementTree.parse(report).getroot().iter("testsuite")
+    failed = int(found.get("failures")) + int(found.get("errors"))
+    skipped = int(found.get("skipped"))
+    passed = int(found.get("tests")) - failed - skipped
+    return {
+        "suite": name,
+        "passed": passed,
+        "failed": failed,
+        "skipped": skipped,
+        "minutes": f"{minutes:.1f}",
+    }
+
+
+def main() -> None:
+    """Run the suites; exit with 1 if anything failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", choices=SUITES, metavar="SUITE")
+    only = parser.parse_args().only
+    (REPOSITORY / "build").mkdir(exist_ok=True)
+    rows = [run_suite(name) for name in only or SUITES]
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    lines += [[str(value) for value in row.values()] for row in rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    print(table)
+    if not only:
+        git = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(git, cwd=REPOSITORY, capture_output=True, text=True)
+        torch = re.search(
+            r"^torch>=(\S+)", (REPOSITORY / "requirements.txt").read_text(), re.M
+        )[1]
+        page = REPOSITORY / "docs" / "results" / "test_all.md"
+        page.write_text(
+            "# The last whole run of `make test-all`\n\n"
+            f"{time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()}, "
+            f"{os.cpu_count()} cores, {describe_environment()}. "
+            f"The oldest PyTorch is {torch}. Skipped tests say why: `pytest -rs`.\n\n"
+            f"{table}\n",
+            encoding="utf-8",
+        )
+    sys.exit(any(row["failed"] for row in rows))
+
+
+if __name__ == "__main__":
+    main()
