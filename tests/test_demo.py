@@ -1,0 +1,424 @@
+import io
+import re
+import shutil
+import socket
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import requests
+import torch
+from PIL import Image
+from tiny_vit import tiny_vit
+
+from going_modular import data_setup, engine
+from going_modular.classifier_file import write_vit
+from going_modular.inspect_vit import attention_maps, attention_rollout, class_attention
+from going_modular.predictions import predict_image
+from going_modular.synthetic_food import draw
+from going_modular.weights import evaluation_transform
+
+gr = pytest.importorskip("gradio")
+playwright = pytest.importorskip("playwright.sync_api")
+from going_modular import demo  # noqa: E402 (it needs gradio)
+
+# Pictures and pure functions
+
+
+def test_attention_is_that_of_the_layer_and_head_asked_for():
+    maps = torch.rand(3, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+    of_head = demo.attention_of(maps, (2, 2), layer=3, head=2)
+    assert torch.equal(of_head, maps[2, 1, 0, 1:].view(2, 2))
+    of_mean = demo.attention_of(maps, (2, 2), layer=1, head=0)
+    torch.testing.assert_close(of_mean, maps[0, :, 0, 1:].mean(dim=0).view(2, 2))
+    rollout = class_attention(attention_rollout(maps), (2, 2))
+    assert torch.equal(demo.attention_of(maps, (2, 2), layer=0, head=0), rollout)
+
+
+def test_overlay_keeps_colours_where_attention_is_and_shows_the_rest_in_grey():
+    seen = np.random.default_rng(0).random((40, 40, 3))
+    attention = torch.tensor([[0.0, 0.0], [0.0, 0.2]])
+    drawn = demo.overlay(seen, attention)
+    lit, unlit = (slice(30, 40),) * 2, (slice(0, 10),) * 2
+    assert np.array_equal(drawn[lit], (255 * seen[lit]).round())
+    grey = (255 * 0.4 * seen[unlit].mean(axis=2, keepdims=True)).round()
+    assert np.array_equal(drawn[unlit], grey.repeat(3, axis=2))
+    assert np.array_equal(
+        demo.overlay(seen, torch.ones(2, 2)), (255 * seen).round().astype(np.uint8)
+    )
+
+
+def test_patches_are_the_images_own_with_clear_gaps_between_them(monkeypatch):
+    monkeypatch.setattr(demo, "SHARP", 120)
+    seen = np.random.default_rng(0).random((60, 60, 3))
+    apart = demo.patches_apart(seen, (2, 3))  # patches of 60 × 40, each pixel doubled
+    assert apart.shape == (2 * 60 + 6, 3 * 40 + 2 * 6, 4)
+    colours = (255 * seen).round()
+    patch = apart[66:, 46:86]  # row 1, column 1
+    assert (patch[..., 3] == 255).all()
+    assert np.array_equal(patch[::2, ::2, :3], colours[30:, 20:40])
+    assert np.array_equal(patch[1::2, 1::2, :3], colours[30:, 20:40])
+    assert (apart[60:66, :, 3] == 0).all() and (apart[:, 40:46, 3] == 0).all()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "CMYK", "I;16"])
+def test_every_kind_of_picture_is_read(mode, tmp_path):
+    path = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.new(mode, (64, 40)).save(path, exif=exif)
+    picture = demo.read_picture(path)
+    assert (picture.mode, picture.size) == ("RGB", (40, 64))
+
+
+@pytest.mark.parametrize("size", [(31, 100), (100, 31), (32, 321), (500, 40)])
+def test_pictures_that_are_too_small_or_narrow_are_refused_by_their_size(
+    size, tmp_path
+):
+    Image.new("RGB", size).save(tmp_path / "picture.png")
+    with pytest.raises(ValueError, match=f"{size[0]} × {size[1]} pixels"):
+        demo.read_picture(tmp_path / "picture.png")
+
+
+def test_what_is_no_picture_is_refused_without_naming_paths(tmp_path):
+    good = io.BytesIO()
+    draw("pizza", np.random.default_rng(0), 64).save(good, "JPEG")
+    for content in (b"", b"\xff\xd8\xff no picture", good.getvalue()[:700]):
+        (tmp_path / "broken.jpg").write_bytes(content)
+        with pytest.raises(ValueError, match="cannot be read as a picture") as caught:
+            demo.read_picture(tmp_path / "broken.jpg")
+        assert str(tmp_path) not in str(caught.value)
+
+
+# A classifier from a file
+
+
+def test_a_trained_classifier_can_be_tried(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    names = ["a", "b", "c", "d", "e"]
+    vit = tiny_vit(pool="mean")
+    path = write_vit(vit, tmp_path / "vit.safetensors", class_names=names)
+    page = demo.build_page(demo.read_classifier(path))
+    blocks = page.blocks.values()
+    texts = [b.value or "" for b in blocks if isinstance(b, gr.Markdown)]
+    assert "vit.safetensors" in texts[0] and "a, b, c, d, e" in texts[0]
+    assert any("average token" in text for text in texts)
+    assert any("32 × 32 pixels, cut into 4 × 4" in text for text in texts)
+
+    picture = draw("sushi", np.random.default_rng(0), 100)
+    picture.save(tmp_path / "sushi.png")
+    (show,) = {block.fn for block in page.fns.values() if block.name == "show"}
+    answers = {
+        component.elem_id: answer
+        for component, answer in show(tmp_path / "sushi.png", 2, 3).items()
+    }
+    transform = evaluation_transform(32)
+    expected = predict_image(vit, picture, names, transform, demo.DEVICE)
+    assert answers["probabilities"] == expected.probabilities
+    maps = attention_maps(vit, transform(picture)[None].to(demo.DEVICE))[0].cpu()
+    seen = class_attention(maps[1, 2], (4, 4))
+    assert np.array_equal(answers["attention"], demo.overlay(square(picture), seen))
+
+
+def test_bad_weights_are_told_in_one_line(tmp_path, capsys):
+    write_vit(tiny_vit(), tmp_path / "nameless.safetensors")
+    for name, message in {
+        "nameless.safetensors": "does not name its classes",
+        "missing.safetensors": "there is no file of weights",
+    }.items():
+        with pytest.raises(SystemExit):
+            demo.main(["--weights", str(tmp_path / name)])
+        assert message in capsys.readouterr().err
+
+
+def test_no_uploaded_photo_is_left_when_the_server_has_stopped(tmp_path, monkeypatch):
+    names = ["a", "b", "c", "d", "e"]
+    path = write_vit(tiny_vit(), tmp_path / "vit.safetensors", class_names=names)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    found = []
+
+    def upload(page):
+        file = {"files": ("mine.png", b"a photo")}
+        answer = requests.post(f"{page.local_url}gradio_api/upload", files=file)
+        found.extend(map(Path, answer.json()))
+        assert found[0].read_bytes() == b"a photo"
+
+    monkeypatch.setattr(gr.Blocks, "block_thread", upload)
+    demo.main(["--weights", str(path)])
+    gr.close_all(verbose=False)
+    assert len(found) == 1 and not found[0].exists()
+
+
+# The page in a browser
+
+
+@pytest.fixture(scope="module")
+def served(browser):
+    """The running demo: its port, its classifier, and whom this process has called."""
+    called, classifiers = set(), []
+
+    def listen(event, arguments):
+        if event == "socket.getaddrinfo":
+            called.add(arguments[0])
+        elif event == "socket.connect" and isinstance(arguments[1], tuple):
+            called.add(arguments[1][0])
+
+    def build_page(classifier, build_page=demo.build_page):
+        classifiers.append(classifier)
+        return build_page(classifier)
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    sys.addaudithook(listen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOODVISION_SOURCE", "synthetic")
+        patch.setenv("GRADIO_TEMP_DIR", "restored afterwards")
+        patch.setattr(demo, "build_page", build_page)
+        ready, done = threading.Event(), threading.Event()
+        patch.setattr(
+            gr.Blocks, "block_thread", lambda page: ready.set() or done.wait()
+        )
+        server = threading.Thread(target=demo.main, args=[["--port", str(port)]])
+        server.start()
+        try:
+            assert ready.wait(timeout=120)
+            yield SimpleNamespace(port=port, classifier=classifiers[0], called=called)
+        finally:
+            done.set()
+            server.join()
+            gr.close_all(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = shutil.which("chromium")
+    if not chromium:
+        pytest.skip("there is no chromium")
+    flags = (
+        "--no-sandbox --disable-gpu --disable-quic --no-first-run "
+        "--disable-background-networking --disable-component-update --disable-sync"
+    )
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=flags.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def complaints():
+    """What was wrong in the browser: errors, and requests to other hosts."""
+    found = []
+    yield found
+    assert not found
+
+
+@pytest.fixture
+def open_page(served, browser, complaints):
+    """Opens the demo; other hosts cannot be reached, and asking them is an error."""
+    contexts = []
+    home = f"http://127.0.0.1:{served.port}/"
+
+    def guard(route):
+        if route.request.url.startswith(home):
+            return route.continue_()
+        complaints.append(f"asked {route.request.url}")
+        return route.abort()
+
+    def on_console(message):
+        if message.type == "error":
+            complaints.append(f"console: {message.text}")
+
+    def open_page(**options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        context.set_default_timeout(20_000)
+        page = context.new_page()
+        page.route(re.compile("^(?!data:|blob:)"), guard)
+        page.on("console", on_console)
+        page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+        page.goto(home)
+        page.wait_for_selector("#photo input[type=file]", state="attached")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def upload(page, path):
+    page.set_input_files("#photo input[type=file]", path)
+
+
+def save(picture, path):
+    picture.save(path)
+    return path
+
+
+def probabilities_on(page):
+    """As printed, by class."""
+    page.wait_for_selector("#probabilities .confidence-set")
+    names, numbers = (
+        page.locator(f"#probabilities .{part}").all_inner_texts()
+        for part in ("text", "confidence")
+    )
+    return dict(zip(names, numbers, strict=True))
+
+
+def predicted(served, picture):
+    c = served.classifier
+    p = predict_image(c.model, picture, c.class_names, c.transform, demo.DEVICE)
+    return {name: f"{value:.0%}" for name, value in p.probabilities.items()}
+
+
+def image_on(page, name, before=None):
+    """(source, pixels) of a picture, once it is another one than `before`."""
+    page.wait_for_function(
+        "([name, before]) => {"
+        " const image = document.querySelector(`#${name} img`);"
+        " return image && image.complete && image.src != before }",
+        arg=[name, before],
+    )
+    source = page.locator(f"#{name} img").get_attribute("src")
+    with Image.open(io.BytesIO(page.request.get(source).body())) as image:
+        return source, np.asarray(image)
+
+
+def square(picture):
+    """The part of the picture that the model sees, as the page draws it."""
+    image = evaluation_transform(demo.SHARP)(picture)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+    return (image.movedim(0, -1) * std + mean).clamp(0, 1).numpy()
+
+
+def test_an_uploaded_picture_is_told_lit_and_cut(served, open_page, tmp_path):
+    picture = draw("steak", np.random.default_rng(5), size=(400, 300))
+    page = open_page()
+    assert not page.locator("#probabilities").is_visible()
+    upload(page, save(picture, tmp_path / "steak.png"))
+    assert probabilities_on(page) == predicted(served, picture)
+
+    vit, transform = served.classifier.vit, served.classifier.transform
+    maps = attention_maps(vit, transform(picture)[None].to(demo.DEVICE)).cpu()[0]
+    expected = class_attention(attention_rollout(maps), (8, 8))
+    source, pixels = image_on(page, "attention")
+    assert np.array_equal(pixels, demo.overlay(square(picture), expected))
+    _, patches = image_on(page, "patches")
+    assert (patches[..., 3] == 0).any()
+    assert page.locator("#head input").is_disabled()  # rollout takes the mean
+
+    for name, choice, attention in (
+        ("layer", "layer 5", maps[4].mean(dim=0)),
+        ("head", "head 2", maps[4, 1]),
+        ("layer", "layer 6", maps[5, 1]),
+        ("layer", "rollout over all layers", attention_rollout(maps)),
+    ):
+        page.locator(f"#{name} input").click()
+        page.get_by_role("option", name=choice).click()
+        source, pixels = image_on(page, "attention", before=source)
+        lit = demo.overlay(square(picture), class_attention(attention, (8, 8)))
+        assert np.array_equal(pixels, lit), choice
+    playwright.expect(page.locator("#head input")).to_be_disabled()
+    assert page.locator("#head input").input_value() == "mean of all heads"
+
+    page.get_by_label("Remove Image").click()
+    playwright.expect(page.locator("#probabilities")).to_be_hidden()
+    playwright.expect(page.locator("#patches")).to_be_hidden()
+
+
+def test_the_page_says_what_the_model_is_and_how_good(served, open_page):
+    food = data_setup.get_drawn_images()
+    c = served.classifier
+    *_, test_loader = data_setup.create_dataloaders(
+        food.train_dir, food.test_dir, c.transform, batch_size=25
+    )[:2]
+    logits, labels = engine.predict(c.model, test_loader, demo.DEVICE)
+    right = (logits.argmax(dim=1) == labels).sum().item()
+    assert right > 60
+    text = open_page().locator("body").inner_text()
+    assert f"right for {right} of 75 test images" in text
+    assert "pizza, steak, sushi" in text and food.source in text
+
+
+def test_an_example_can_be_clicked(served, open_page):
+    page = open_page()
+    page.locator(".gallery-item").nth(2).click()
+    sushi = draw("sushi", np.random.default_rng([2, 0]), size=384)
+    assert probabilities_on(page) == predicted(served, sushi)
+    text = page.locator("body").inner_text()
+    assert "no certainty" in text and "Attention is not an explanation" in text
+
+
+def test_a_bad_file_is_explained_and_the_page_goes_on(served, open_page, tmp_path):
+    page = open_page()
+    message = page.locator("#message")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    upload(page, tmp_path / "broken.jpg")
+    playwright.expect(message).to_contain_text("cannot be read as a picture")
+    assert "Traceback" not in page.locator("body").inner_text()
+    page.wait_for_selector("#photo input[type=file]", state="attached")
+    upload(page, save(Image.new("RGB", (20, 30)), tmp_path / "tiny.png"))
+    playwright.expect(message).to_contain_text("20 × 30 pixels")
+    assert not page.locator("#probabilities").is_visible()
+
+    page.wait_for_selector("#photo input[type=file]", state="attached")
+    picture = draw("pizza", np.random.default_rng(6), size=200)
+    upload(page, save(picture.convert("CMYK"), tmp_path / "print.tif"))
+    assert probabilities_on(page) == predicted(served, picture)
+    playwright.expect(message).to_have_text("")
+    # No browser draws this file: what is shown is a copy
+    _, copy = image_on(page, "photo")
+    assert np.array_equal(copy, np.asarray(picture))
+
+
+def test_a_file_that_is_too_large_is_refused(open_page, complaints, tmp_path):
+    page = open_page()
+    picture = draw("pizza", np.random.default_rng(0), size=100)
+    path = save(picture, tmp_path / "large.png")
+    with path.open("ab") as file:
+        file.write(bytes(10 * 2**20))
+    upload(page, path)
+    error = page.get_by_text("exceed the maximum allowed size")
+    playwright.expect(error).to_be_visible()
+    assert not page.locator("#probabilities").is_visible()
+    page.wait_for_timeout(500)
+    complaints.clear()  # Gradio's own, about the upload that it has refused
+
+
+@pytest.mark.parametrize("color_scheme", ["light", "dark"])
+def test_nothing_is_wider_than_a_phone(open_page, color_scheme):
+    page = open_page(viewport={"width": 390, "height": 844}, color_scheme=color_scheme)
+    too_wide = """() => [document.documentElement, ...document.querySelectorAll('*')]
+        .filter(e => Math.max(e.getBoundingClientRect().right,
+                              e == document.documentElement ? e.scrollWidth : 0) > 390)
+        .map(e => `${e.tagName} ${e.className}`)"""
+    assert page.evaluate(too_wide) == []
+    page.locator(".gallery-item").first.click()
+    probabilities_on(page)
+    image_on(page, "patches")
+    assert page.evaluate(too_wide) == []
+
+
+def test_the_browser_is_told_to_ask_no_other_host(open_page, complaints):
+    blocked = open_page().evaluate(
+        """() => new Promise(done => {
+            document.addEventListener('securitypolicyviolation',
+                                      event => done(event.blockedURI));
+            fetch('http://elsewhere.invalid/font').catch(() => {});
+            setTimeout(() => done('by no policy'), 3000);
+        })"""
+    )
+    assert blocked == "http://elsewhere.invalid/font"
+    complaints.clear()
+
+
+def test_the_server_listens_here_only_and_calls_nobody(served):
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.2", served.port), timeout=1)
+    with socket.create_connection(("127.0.0.1", served.port), timeout=1):
+        pass
+    here = {"127.0.0.1", "localhost", "127.0.0.2"}
+    assert {host for host in served.called if host} <= here
