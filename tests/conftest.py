@@ -42,7 +42,7 @@ def to_tensor():
     return v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop must not outlive it
 def chromium():
     """A browser: Debian's Chromium, driven by Playwright."""
     sync_api = pytest.importorskip("playwright.sync_api")

@@ -1,6 +1,5 @@
 import io
 import re
-import shutil
 import socket
 import sys
 import threading
@@ -24,6 +23,8 @@ from going_modular.weights import evaluation_transform
 gr = pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
 from going_modular import demo  # noqa: E402 (it needs gradio)
+
+pytestmark = pytest.mark.slow
 
 # Pictures and pure functions
 
@@ -156,7 +157,7 @@ def test_no_uploaded_photo_is_left_when_the_server_has_stopped(tmp_path, monkeyp
 
 
 @pytest.fixture(scope="module")
-def served(browser):
+def served(chromium):
     """The running demo: its port, its classifier, and whom this process has called."""
     called, classifiers = set(), []
 
@@ -193,31 +194,16 @@ def served(browser):
             gr.close_all(verbose=False)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium")
-    if not chromium:
-        pytest.skip("there is no chromium")
-    flags = (
-        "--no-sandbox --disable-gpu --disable-quic --no-first-run "
-        "--disable-background-networking --disable-component-update --disable-sync"
-    )
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=flags.split())
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def complaints():
-    """What was wrong in the browser: errors, and requests to other hosts."""
+    """What was wrong in the chromium: errors, and requests to other hosts."""
     found = []
     yield found
     assert not found
 
 
 @pytest.fixture
-def open_page(served, browser, complaints):
+def open_page(served, chromium, complaints):
     """Opens the demo; other hosts cannot be reached, and asking them is an error."""
     contexts = []
     home = f"http://127.0.0.1:{served.port}/"
@@ -233,7 +219,7 @@ def open_page(served, browser, complaints):
             complaints.append(f"console: {message.text}")
 
     def open_page(**options):
-        context = browser.new_context(**options)
+        context = chromium.new_context(**options)
         contexts.append(context)
         context.set_default_timeout(20_000)
         page = context.new_page()
@@ -369,7 +355,7 @@ def test_a_bad_file_is_explained_and_the_page_goes_on(served, open_page, tmp_pat
     upload(page, save(picture.convert("CMYK"), tmp_path / "print.tif"))
     assert probabilities_on(page) == predicted(served, picture)
     playwright.expect(message).to_have_text("")
-    # No browser draws this file: what is shown is a copy
+    # No chromium draws this file: what is shown is a copy
     _, copy = image_on(page, "photo")
     assert np.array_equal(copy, np.asarray(picture))
 
@@ -402,7 +388,7 @@ def test_nothing_is_wider_than_a_phone(open_page, color_scheme):
     assert page.evaluate(too_wide) == []
 
 
-def test_the_browser_is_told_to_ask_no_other_host(open_page, complaints):
+def test_the_chromium_is_told_to_ask_no_other_host(open_page, complaints):
     blocked = open_page().evaluate(
         """() => new Promise(done => {
             document.addEventListener('securitypolicyviolation',
