@@ -174,7 +174,9 @@ def test_the_solutions_run_as_notebooks(path, solution):
 def test_a_number_that_is_wrong_gets_a_hint(answer, hint):
     with pytest.raises(NotYet, match=hint):
         require_number("answer", answer, 7, "more")
-    require_number("answer", 7.0000001, 7, "more")
+    require_number("answer", 7.0000001, 7.0, "more")
+    with pytest.raises(NotYet, match="more"):  # a count is right to the last one
+        require_number("answer", 7_000_001, 7_000_000, "more")
 
 
 def test_a_tensor_that_is_wrong_gets_a_hint():

@@ -157,7 +157,7 @@ def test_an_error_says_what_to_do(repository, error, tmp_path):
 
 
 def test_what_is_missing_is_installed_but_pytorch_never(monkeypatch, capsys):
-    installed = {"torch": "2.6.0", "torchvision": "0.21.0+cpu", "matplotlib": "3.1"}
+    installed = {"torch": "2.9.1", "torchvision": "0.24.1+cpu", "matplotlib": "3.1"}
     commands = []
 
     def version(name):

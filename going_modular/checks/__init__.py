@@ -7,6 +7,7 @@ A check compares an answer with what the package, PyTorch or a formula gives. It
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 
 class NotYet(AssertionError):
@@ -28,12 +29,18 @@ def require_answers(**answers) -> None:
         require(answer is not ..., f"replace the dots: {name} has no answer")
 
 
-def require_number(name: str, answer, expected: float, hint: str) -> None:
-    """Is the answer the expected number (to a millionth of it)?"""
+def require_number(
+    name: str, answer, expected: float, hint: str, share: float = 1e-6
+) -> None:
+    """Is the answer the expected number?
+
+    A whole number to the last digit, another one to a share of it.
+    """
     require_answers(**{name: answer})
     is_number = isinstance(answer, (int, float)) and not isinstance(answer, bool)
     require(is_number, f"{name} should be a number, and is {type(answer).__name__}")
-    require(abs(answer - expected) <= 1e-6 * abs(expected), f"{name}: {hint}")
+    margin = 0 if isinstance(expected, int) else share * abs(expected)
+    require(abs(answer - expected) <= margin, f"{name}: {hint}")
 
 
 def require_tensor(name: str, answer, expected: torch.Tensor, hint: str) -> None:
@@ -66,3 +73,17 @@ def result_of(function: Callable, *arguments):
 def right(remark: str) -> None:
     """Say that an answer is right, and one thing to take along."""
     print(f"✓ Right. {remark}")
+
+
+@torch.no_grad()
+def fill(model: nn.Module) -> nn.Module:
+    """Fill all parameters with noise: zeros and ones would hide mistakes."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def noise(*shape: int) -> torch.Tensor:
+    """The same numbers each time, normal."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -12,13 +12,14 @@ from torch import nn
 from going_modular import model_builder
 from going_modular.checks import (
     NotYet,
+    fill,
     require,
     require_answers,
+    require_number,
     require_tensor,
     result_of,
     right,
 )
-from going_modular.checks.mlp import fill, require_count
 from going_modular.model_builder import ViTConfig
 from going_modular.utils import count_parameters
 
@@ -80,7 +81,7 @@ def patches_of_eight(projection_change, positions_change) -> None:
             answer != before - after,
             f"{name}: the size is right, the sign is not; more is positive",
         )
-        require_count(name, answer, after - before, hints[name])
+        require_number(name, answer, after - before, hints[name])
     right(
         "Together they nearly cancel. What does not is the arithmetic: four times as "
         "many tokens go through each block."
@@ -105,7 +106,7 @@ def one_block_twelve_times(parameters, arithmetic_falls) -> None:
         parameters != whole - 12 * block,
         "parameters: one block is still there, and it is counted",
     )
-    require_count(
+    require_number(
         "parameters",
         parameters,
         whole - 11 * block,
@@ -160,7 +161,7 @@ def module_of_the_class(vit, parameters) -> None:
         parameters != counts[3],
         "parameters: this is a model for three classes",
     )
-    require_count(
+    require_number(
         "parameters",
         parameters,
         counts[1000],

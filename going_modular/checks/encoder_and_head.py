@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from going_modular.checks import (
+    fill,
+    noise,
     require,
     require_answers,
     require_number,
@@ -13,7 +15,6 @@ from going_modular.checks import (
     result_of,
     right,
 )
-from going_modular.checks.mlp import fill, noise
 from going_modular.model_builder import (
     VIT_CONFIGS,
     TransformerEncoderBlock,

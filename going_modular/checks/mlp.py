@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from going_modular.checks import (
+    fill,
+    noise,
     require,
     require_answers,
     require_number,
@@ -16,34 +18,6 @@ from going_modular.checks import (
 )
 from going_modular.model_builder import VIT_CONFIGS, MLPBlock
 from going_modular.utils import count_parameters
-
-
-def require_count(name: str, answer, expected: int, hint: str) -> None:
-    """Is the answer the expected whole number, to the last digit?"""
-    require_number(name, answer, expected, hint)
-    require(answer == expected, f"{name}: nearly, but a count is right to the last one")
-
-
-def require_near(name: str, answer, expected: float, share: float, hint: str) -> None:
-    """Is a measured number the expected one, to a share of it?"""
-    require_answers(**{name: answer})
-    is_number = isinstance(answer, (int, float)) and not isinstance(answer, bool)
-    require(is_number, f"{name} should be a number, and is {type(answer).__name__}")
-    require(abs(answer - expected) <= share * abs(expected), f"{name}: {hint}")
-
-
-@torch.no_grad()
-def fill(model: nn.Module) -> nn.Module:
-    """Fill all tensors with noise: zeros and ones would hide mistakes."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def noise(*shape: int) -> torch.Tensor:
-    """The same numbers each time, normal."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def mlp_of_vit_l(mlp_parameters, equal_width) -> None:
@@ -57,14 +31,14 @@ def mlp_of_vit_l(mlp_parameters, equal_width) -> None:
     )
     with torch.device("meta"):
         expected = count_parameters(MLPBlock(D, c.mlp_dim))
-    require_count(
+    require_number(
         "mlp_parameters",
         mlp_parameters,
         expected,
         "one matrix leads from D to the MLP size and one leads back; a bias has one "
         "number for each output of its layer",
     )
-    require_count(
+    require_number(
         "equal_width",
         equal_width,
         4 * D**2 // (2 * D),
@@ -95,7 +69,8 @@ def gelu_three_times(
         ("off_sigmoid", off_sigmoid, x * (1.702 * x).sigmoid()),
     ):
         hint = "the largest size of a difference, at the points of the text"
-        require_near(name, answer, (other - F.gelu(x)).abs().max().item(), 0.01, hint)
+        largest = (other - F.gelu(x)).abs().max().item()
+        require_number(name, answer, largest, hint, share=0.01)
     right(
         "The sigmoid is off about forty times as far as the tanh: weights that were "
         "trained with it (OpenAI's CLIP) want it back."

@@ -8,13 +8,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from going_modular.checks import (
+    fill,
+    noise,
     require,
     require_answers,
+    require_number,
     require_tensor,
     result_of,
     right,
 )
-from going_modular.checks.mlp import fill, noise, require_count, require_near
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.utils import set_seeds
 
@@ -43,14 +45,14 @@ def steps_by_hand(steps_of_32, steps_of_90, epochs_of_90, paper_steps) -> None:
             answer != math.ceil(images / batch),
             f"{name}: these are the steps of one epoch",
         )
-        require_count(
+        require_number(
             name,
             answer,
             math.ceil(images / batch) * epochs,
             "how many batches make up all images, the last one not full? So many steps "
             "in each epoch",
         )
-    require_count(
+    require_number(
         "epochs_of_90",
         epochs_of_90,
         math.ceil(180 / 32) * 10 * 90 // 180,
@@ -179,13 +181,13 @@ def larger_batches(last_loss, learns_least) -> None:
         optimizer = torch.optim.AdamW(vit.parameters(), lr=1e-3)
         losses = reference_loop(vit, optimizer, *data, batch_size, epochs)
         measured[name] = losses[-1]
-        require_near(
+        require_number(
             f'last_loss["{name}"]',
             last_loss[name],
             losses[-1],
-            0.1,
             "does each run start with a fresh ViT and an optimizer for it? Its loss in "
             "the last step is asked for",
+            share=0.1,
         )
     require(
         learns_least in RUNS,
@@ -231,7 +233,7 @@ def decay_apart(after_adam, after_adamw, adamw_step: Callable) -> None:
         ),
     ):
         expected = one_step(optimizer_class, w, gradients, 0.1, 0.2).item()
-        require_near(name, answer, expected, 1e-4, hint)
+        require_number(name, answer, expected, 1e-4, hint)
 
     w, lr, decay = noise(5), 0.01, 3.0
     gradients = [0.1 + noise(i + 1, 5)[i] for i in range(4)]
