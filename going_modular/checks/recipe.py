@@ -51,7 +51,7 @@ def four_names(pretraining, warmup, decay, clipping) -> None:
 
 def course_of_the_rate(linear_rate, cosine_rate, learning_rate: Callable) -> None:
     """11.2: two rates by hand, and a cosine that ends above 0."""
-    steps, warmup, t = 100_000, 10_000, 40_000
+    steps, warmup, t = 100, 10, 40  # a thousandth of each: the same shares
     for name, rate in (("linear", linear_rate), ("cosine", cosine_rate)):
         recipe = Recipe(epochs=1, lr=1e-3, schedule=name, warmup_steps=warmup)
         whole = Recipe(epochs=1, lr=1e-3, schedule=name)

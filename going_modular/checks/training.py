@@ -233,7 +233,7 @@ def decay_apart(after_adam, after_adamw, adamw_step: Callable) -> None:
         ),
     ):
         expected = one_step(optimizer_class, w, gradients, 0.1, 0.2).item()
-        require_number(name, answer, expected, 1e-4, hint)
+        require_number(name, answer, expected, hint, share=1e-4)
 
     w, lr, decay = noise(5), 0.01, 3.0
     gradients = [0.1 + noise(i + 1, 5)[i] for i in range(4)]
