@@ -5,6 +5,8 @@ Pages need no other host: scripts, fonts and the search lie beside them.
 
 import re
 
+from going_modular import hosted
+
 project = "The Vision Transformer, rebuilt"
 copyright = "the authors, MIT licence"
 language = "en"
@@ -40,13 +42,21 @@ pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
 
-def without_pictures_of_others(app, name: str, source: list[str]) -> None:
-    """A badge is a picture on another host; the book has its link as words."""
-    source[0] = re.sub(
-        r"\[!\[Open in Colab\]\([^)]*\)\]", "[Open this notebook in Colab]", source[0]
+def as_the_book_has_it(app, name: str, source: list[str]) -> None:
+    """What GitHub and the book write in different ways.
+
+    A badge is a picture on another host: here its link is words. A drawing for light and
+    for dark pages is `<picture>` there; here the page's own switch decides.
+    """
+    text = source[0].replace(
+        f"[![Open in Colab]({hosted.BADGE})]", "[Open this notebook in Colab]"
     )
+    picture = r'<picture>.*?srcset="(.*?)".*?src="(.*?)" alt="(.*?)">\s*</picture>'
+    both = "```{image} \\2\n:class: only-light\n:alt: \\3\n```\n"
+    both += both.replace("\\2", "\\1").replace("light", "dark")
+    source[0] = re.sub(picture, both, text, flags=re.DOTALL)
 
 
 def setup(app) -> None:
     """Called by Sphinx."""
-    app.connect("source-read", without_pictures_of_others)
+    app.connect("source-read", as_the_book_has_it)

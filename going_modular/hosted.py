@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # PyTorch belongs to the host and its driver, and whoever reads this has a Jupyter.
 LEFT_TO_THE_HOST = ("torch", "torchvision", "jupyterlab")
 
+BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 SETUP_CELL = Template(
     """
 # @title Run this first: it finds the package { display-mode: "form" }
@@ -102,8 +103,7 @@ def badge(repository: str, version: str, path: str) -> str:
     place = (
         f"https://colab.research.google.com/github/{repository}/blob/v{version}/{path}"
     )
-    picture = "https://colab.research.google.com/assets/colab-badge.svg"
-    return f"[![Open in Colab]({picture})]({place})"
+    return f"[![Open in Colab]({BADGE})]({place})"
 
 
 def install_missing() -> None:

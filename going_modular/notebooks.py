@@ -31,7 +31,6 @@ BUILD = repository_path("build")
 # Outputs of the cells tagged "readme-picture", by the number of their notebook
 README_PICTURES = {
     "00": ["drawn_food.jpg"],
-    "01": ["vit_map.png"],
     "12": ["attention.jpg", "positions.png"],
 }
 

@@ -30,12 +30,17 @@ SUITES = {
         "ours",
         [*BOTH, "tests/test_book.py", "tests/test_demo.py"],
     ),
-    "notebooks alone, fresh environments": (
-        "ours",
-        ["-m", "slow", "tests/test_hosted.py"],
-    ),
+    "all notebooks alone": ("ours", ["-m", "slow", "tests/test_hosted.py"]),
     "unit tests, oldest PyTorch": ("oldest", ["tests"]),
     "the series under nbval, oldest PyTorch": ("oldest", [*NBVAL, "notebooks"]),
+}
+
+# A share of the above, for .ci/run
+SHARE = {
+    "two notebooks alone": (
+        "ours",
+        ["-m", "slow", "tests/test_hosted.py", "-k", "alone and (03 or 12)"],
+    ),
 }
 
 
@@ -59,7 +64,7 @@ def oldest_python() -> Path:
 
 def run_suite(name: str) -> dict:
     """Run a suite: how many tests passed, failed and were skipped, and the minutes."""
-    whose, arguments = SUITES[name]
+    whose, arguments = (SUITES | SHARE)[name]
     python = sys.executable if whose == "ours" else oldest_python()
     report = REPOSITORY / "build" / f"{name.replace(' ', '_').replace(',', '')}.xml"
     environment = {
@@ -92,7 +97,7 @@ def run_suite(name: str) -> dict:
 def main() -> None:
     """Run the suites; exit with 1 if anything failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", choices=SUITES, metavar="SUITE")
+    parser.add_argument("--only", nargs="*", choices=SUITES | SHARE, metavar="SUITE")
     only = parser.parse_args().only
     (REPOSITORY / "build").mkdir(exist_ok=True)
     rows = [run_suite(name) for name in only or SUITES]

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urldefrag, urljoin
 
 import pytest
 
+from going_modular import hosted
 from going_modular.utils import REPOSITORY
 
 pytest.importorskip("myst_nb", reason="pip install -r requirements/book.txt")
@@ -186,14 +187,23 @@ def test_drawings_follow_light_and_dark(chromium, site):
         context.close()
 
 
-def test_a_badge_becomes_words(monkeypatch):
-    """It is a picture on another host."""
+def test_badges_become_words_and_drawings_follow_the_page(monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
     import conf
 
-    from going_modular import hosted
-
-    source = [hosted.badge("somebody/a-fork", "1.0", "notebooks/02.ipynb")]
-    conf.without_pictures_of_others(None, "", source)
+    badge = hosted.badge("somebody/a-fork", "1.0", "notebooks/02.ipynb")
+    drawing = """<picture>
+  <source media="..." srcset="a_dark.svg">
+  <img src="a_light.svg" alt="A drawing.">
+</picture>"""
+    source = [f"{badge}\n\n{drawing}\n"]
+    conf.as_the_book_has_it(None, "", source)
     place = "https://colab.research.google.com/github/somebody/a-fork/blob/v1.0/"
-    assert source == [f"[Open this notebook in Colab]({place}notebooks/02.ipynb)"]
+    assert source[0].startswith(
+        f"[Open this notebook in Colab]({place}notebooks/02.ipynb)"
+    )
+    for scheme in ("light", "dark"):
+        image = (
+            f"```{{image}} a_{scheme}.svg\n:class: only-{scheme}\n:alt: A drawing.\n```"
+        )
+        assert source[0].count(image) == 1

@@ -22,7 +22,7 @@ def shapes_of_vit_h(num_patches, patch_numbers) -> None:
         "num_patches",
         num_patches,
         c.num_patches,
-        "how many patches of 14 pixels fit along a side of 224? And in the whole square?",
+        "how many patches of 14 pixels fit along a side of 224? And in the square?",
     )
     require_number(
         "patch_numbers",

@@ -87,12 +87,6 @@ def course_of_the_rate(linear_rate, cosine_rate, learning_rate: Callable) -> Non
                     not isinstance(rate, float) or abs(rate - plain - lowest) > 1e-9,
                     f"{name}: {hint}. This starts above lr",
                 )
-                require(
-                    not isinstance(rate, float)
-                    or t < steps - 1
-                    or abs(rate - max(plain, lowest)) > 1e-9,
-                    f"{name}: {hint}. This one is cut off at the lowest rate",
-                )
             require_number(name, rate, expected, hint)
     right("One line of a formula. PyTorch calls the lowest rate eta_min.")
 
