@@ -45,8 +45,8 @@ pygments_dark_style = "github-dark"
 def as_the_book_has_it(app, name: str, source: list[str]) -> None:
     """What GitHub and the book write in different ways.
 
-    A badge is a picture on another host: here its link is words. A drawing for light and
-    for dark pages is `<picture>` there; here the page's own switch decides.
+    A badge is a picture on another host: here its link is words. A drawing for light
+    and for dark pages is `<picture>` there; here the page's own switch decides.
     """
     text = source[0].replace(
         f"[![Open in Colab]({hosted.BADGE})]", "[Open this notebook in Colab]"

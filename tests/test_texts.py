@@ -1,0 +1,91 @@
+"""What the texts say can be looked up: words, links, files."""
+
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import nbformat
+import pytest
+import requests
+
+from going_modular import notebooks
+from going_modular.utils import REPOSITORY
+
+PAGES = [
+    *REPOSITORY.glob("*.md"),
+    *REPOSITORY.glob("docs/**/*.md"),
+    *REPOSITORY.glob("models/*.md"),
+]
+ALL = notebooks.NOTEBOOKS + notebooks.EXERCISES + notebooks.SOLUTIONS
+
+
+def text_of(path):
+    if path.suffix == ".md":
+        return path.read_text(encoding="utf-8")
+    cells = nbformat.read(path, as_version=4).cells
+    return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+def links_of(path):
+    """The targets of links and pictures, without those in code."""
+    text = re.sub("```.*?```|`[^`]*`", "", text_of(path), flags=re.DOTALL)
+    return re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(
+        '(?:src|srcset)="(.*?)"', text
+    )
+
+
+def test_every_word_of_the_glossary_stands_in_its_notebook():
+    page = REPOSITORY / "docs/glossary.md"
+    rows = re.findall(
+        r"^\| \*\*(.*?)\*\* \| (.*?) \| \[\d\d\]\((.*?)\) \|$", text_of(page), re.M
+    )
+    assert len(rows) > 50 and rows == sorted(rows, key=lambda row: row[0].lower())
+    for words, _, notebook in rows:
+        text = text_of(page.parent / notebook).lower()
+        for word in words.split(", "):
+            assert re.search(rf"\b{word.lower()}", text), (word, notebook)
+
+
+@pytest.mark.parametrize("path", PAGES + ALL, ids=lambda path: path.name)
+def test_links_within_the_repository_lead_to_files(path):
+    for link in links_of(path):
+        if not re.match("https?:|#|mailto:", link):
+            assert (path.parent / link.split("#")[0]).exists(), link
+
+
+def test_dead_places_are_not_linked():
+    for path in PAGES + ALL:
+        assert not any("paperswithcode" in link for link in links_of(path))
+
+
+def asked(link):
+    """A link's status, None if it cannot be reached; asked three times."""
+    for pause in (1, 3, 0):
+        try:
+            answer = requests.get(
+                link, timeout=20, stream=True, headers={"User-Agent": "Mozilla/5.0"}
+            )
+        except requests.RequestException:
+            time.sleep(pause)
+            continue
+        if answer.status_code < 500 and answer.status_code != 429:
+            return answer.status_code
+        time.sleep(pause)
+    return None
+
+
+@pytest.mark.slow
+def test_links_to_other_hosts_lead_somewhere():
+    """Skipped without a network. A host may refuse programs, but not say "gone"."""
+    links = {
+        link.split("#")[0]
+        for path in PAGES + ALL
+        for link in links_of(path)
+        if link.startswith("http")
+    }
+    assert len(links) > 20
+    with ThreadPoolExecutor(8) as pool:
+        status = dict(zip(sorted(links), pool.map(asked, sorted(links)), strict=True))
+    if not any(status.values()):
+        pytest.skip("no network: not one link could be reached")
+    assert not {link: code for link, code in status.items() if code in (404, 410)}
