@@ -160,7 +160,7 @@ def another_resolution(tokens, position_numbers, at_resolution: Callable) -> Non
             "pos_embedding[:, 1:]",
             other.pos_embedding[:, 1:],
             expected.pos_embedding[:, 1:],
-            "the patches' positions are those of the old grid, stretched to the new one",
+            "the patches' positions are those of the old grid, stretched",
         )
         images = torch.rand(2, 3, *expected.config.image_hw, generator=generator)
         with torch.inference_mode():
