@@ -147,15 +147,22 @@ def test_saving_without_a_stop_changes_nothing(tmp_path):
     assert_same_bits(run(tmp_path / "c.pt"), run())
 
 
-def test_a_second_interrupt_is_obeyed_at_once():
-    handler = signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def heeded():
+    """Interrupts are heeded; a process that was started in the background has none."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_interrupt_is_obeyed_at_once(heeded):
     with pytest.raises(KeyboardInterrupt):
         with checkpoints.postponed_interrupts() as asked:
             assert not asked()
             interrupt()
             assert asked()
             interrupt()
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(signal.SIGINT) is heeded
 
 
 def test_a_file_cut_short_while_writing_does_not_harm_the_old_one(
