@@ -26,6 +26,11 @@ SUITES = {
     "the series under nbval": ("ours", [*NBVAL, "notebooks"]),
     "solutions under nbval": ("ours", [*NBVAL, "notebooks/solutions"]),
     "exercises, slow": ("ours", ["-m", "slow", "tests/test_exercises.py"]),
+    "cells run twice, long notebooks": (
+        "ours",
+        ["-m", "slow", "tests/test_notebooks.py"],
+    ),
+    "links to other hosts": ("ours", ["-m", "slow", "tests/test_texts.py"]),
     "book and demo in a browser": (
         "ours",
         [*BOTH, "tests/test_book.py", "tests/test_demo.py"],

@@ -226,7 +226,20 @@ def test_the_readme_links_to_files_that_exist():
     assert len(links) > 11 and all((REPOSITORY / link).exists() for link in links)
 
 
-@each_notebook
+LONG = ("07", "08", "11", "13")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path,
+            id=path.stem[:2],
+            marks=[pytest.mark.slow] if path.stem[:2] in LONG else [],
+        )
+        for path in PATHS
+    ],
+)
 def test_each_cell_run_twice_from_another_folder_shows_the_same(
     path, tmp_path, monkeypatch
 ):
