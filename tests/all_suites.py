@@ -1,4 +1,4 @@
-"""Every suite, one after the other: `make test-all`. Hours on two cores.
+"""Every suite, one after the other: `make test-all`.
 
 Writes what came out of each to docs/results/test_all.md; `--only` runs some of them
 and writes nothing.
