@@ -27,6 +27,7 @@ notebooks: export FOODVISION_SOURCE = synthetic
 notebooks: export FOODVISION_SIZE = cpu
 notebooks: .venv/ready
 	$(BIN)/python -m going_modular.notebooks store
+	$(BIN)/python -m going_modular.notebooks solve
 
 # A web site of the notebooks as they are stored: build/book/index.html
 book: .venv/book

@@ -19,6 +19,7 @@ from going_modular.utils import (
     count_multiply_adds,
     count_parameters,
     get_device,
+    give_random_values,
     set_seeds,
 )
 
@@ -33,7 +34,6 @@ __all__ = [
     "measure_growth",
     "plot_confusion_matrix",
     "plot_loss_curves",
-    "plot_model_map",
     "print_table",
     "set_seeds",
     "show_images",
@@ -136,7 +136,7 @@ def plot_confusion_matrix(
     axis.imshow(counts.tolist(), cmap="Blues", vmin=0, vmax=most)
     for row, values in enumerate(counts.tolist()):
         for column, value in enumerate(values):
-            dark = value > most / 2
+            dark = value > 0.65 * most
             color = "white" if dark else "black"
             axis.text(column, row, value, ha="center", va="center", color=color)
     axis.set_xticks(range(len(class_names)), class_names)
@@ -149,67 +149,6 @@ def plot_confusion_matrix(
     plt.show()
 
 
-def plot_model_map(stages: dict[str, tuple[int, ...]], num_layers: int) -> plt.Figure:
-    """Draw a model's stages from left to right, each with the shape of its output.
-
-    Args:
-        stages: name and shape, as recorded while the model ran: the image, the two
-            steps of equation 1, the first and the last encoder block, the last
-            LayerNorm and the logits.
-    """
-    headings = [("", 1, "0.45"), ("equation 1", 2, PALETTE[2])]
-    headings += [(f"equations 2 and 3, {num_layers} times", 2, PALETTE[0])]
-    headings += [("equation 4", 1, PALETTE[1]), ("head", 1, PALETTE[3])]
-    colors = [color for _, count, color in headings for _ in range(count)]
-    num_patches = list(stages.values())[1][1]
-
-    figure, axis = plt.subplots(figsize=(10, 3))
-    axis.set(xlim=(0, 7), ylim=(-0.55, 1.3))
-    axis.set_axis_off()
-    x = 0
-    for label, count, color in headings:
-        axis.text(x + count / 2, 1.2, label, ha="center", color=color, weight="bold")
-        x += count
-    for x, ((name, shape), color) in enumerate(
-        zip(stages.items(), colors, strict=True)
-    ):
-        axis.text(x + 0.5, -0.2, name.replace(", ", ",\n"), ha="center", va="center")
-        axis.text(x + 0.5, -0.47, shape, ha="center", va="center", color="0.45")
-        if x:
-            arrow = {"arrowstyle": "->", "color": "0.5"}
-            axis.annotate("", (x + 0.13, 0.5), (x - 0.13, 0.5), arrowprops=arrow)
-        if len(shape) == 4:  # an image, with its grid of patches
-            side = 7
-            for i in range(side * side):
-                left, bottom = x + 0.17 + 0.66 * (i % side) / side, i // side / side
-                shade = 0.2 + 0.6 * (i * 37 % 11) / 11
-                size = (0.66 / side * 0.9, 0.9 / side)
-                axis.add_patch(
-                    plt.Rectangle((left, bottom), *size, color=color, alpha=shade)
-                )
-        elif len(shape) == 3:  # tokens, the class token on top
-            for i in range(10):
-                is_class = i == 9 and shape[1] == num_patches + 1
-                axis.add_patch(
-                    plt.Rectangle(
-                        (x + 0.17, i / 10),
-                        0.66,
-                        0.07,
-                        color=PALETTE[1] if is_class else color,
-                        alpha=0.9 if is_class else 0.35,
-                        lw=0,
-                    )
-                )
-        else:  # logits
-            for i, height in enumerate((0.85, 0.3, 0.5)):
-                left = x + 0.25 + 0.18 * i
-                axis.add_patch(
-                    plt.Rectangle((left, 0), 0.13, height, color=color, alpha=0.6)
-                )
-    plt.show()
-    return figure
-
-
 def print_table(header: Sequence[str], rows: Sequence[Sequence]) -> None:
     """Print rows under a header; the first column to the left, the others right."""
     cells = [[str(value) for value in row] for row in (header, *rows)]
@@ -219,31 +158,6 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence]) -> None:
     for row in (cells[0], ["-" * width for width in widths], *cells[1:]):
         first, *others = zip(row, widths, strict=True)
         print("  ".join([first[0].ljust(first[1]), *(v.rjust(w) for v, w in others)]))
-
-
-# Proofs
-
-
-@torch.no_grad()
-def give_random_values(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Fill every parameter with random numbers, so that a proof about it can fail.
-
-    A head that starts at zero gives zero for any features, right or wrong, and biases
-    at zero hide a missing bias. Activations stay near unit scale: LayerNorm weights
-    are N(1, 0.1), weight matrices N(0, 1 / fan-in), everything else is N(0, 0.1).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            values = torch.randn(parameter.shape, generator=generator)
-            if isinstance(module, nn.LayerNorm) and name == "weight":
-                values = 1 + 0.1 * values
-            elif parameter.ndim in (2, 4):  # dense layers and convolutions
-                values = values / parameter[0].numel() ** 0.5
-            else:
-                values = 0.1 * values
-            parameter.copy_(values)
-    return model
 
 
 # The model that grows from notebook 02 to notebook 07

@@ -150,7 +150,7 @@ def patches_apart(seen: np.ndarray, grid: Grid) -> np.ndarray:
 
 MODEL = """# Try it: what is on the photo?
 **The model:** {}. It knows only **{}**, and cannot say "none of them".
-Your photo stays on this machine, and is deleted when the server stops."""
+Your photo stays on this machine, and is deleted when Ctrl-C stops the server."""
 PROBABILITIES = """**How to read it:** the numbers compare these classes and sum to
 100%, whatever is on the picture. A probability is no certainty: 99% can be wrong."""
 ATTENTION = """**How to read it:** the patch that the {} takes most from keeps its

@@ -59,6 +59,7 @@ class Sheet:
         self.axis.set_axis_off()
 
     def text(self, x: float, y: float, text: str, size: float = 11, **options) -> Text:
+        """A text, its middle at (x, y) if not asked for otherwise; size in points."""
         options = {"color": self.theme.ink, "ha": "center", "va": "center"} | options
         return self.axis.text(x, y, text, fontsize=size, **options)
 
@@ -343,10 +344,12 @@ def draw_equations(theme: Theme = LIGHT) -> plt.Figure:
     )
     sheet, y = Sheet(7.2, height + 0.3, theme), height + 0.2
     left = {"ha": "left", "va": "center"}
+    number = 0
     for color, equation, name, lines in blocks:
         top = y
         if equation:
             sheet.text(0.35, y - 0.32, equation, 15, **left)
+            sheet.text(6.95, y - 0.32, f"({(number := number + 1)})", ha="right")
             y -= 0.62
         sheet.text(0.35, y - 0.14, name, 9, color=color, family="monospace", **left)
         y -= 0.34

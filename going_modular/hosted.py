@@ -22,6 +22,7 @@ BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 SETUP_CELL = Template(
     """
 # @title Run this first: it finds the package { display-mode: "form" }
+import http.client
 import io
 import sys
 import tempfile
@@ -45,14 +46,18 @@ except ImportError:  # not installed: in a folder above, or fetched before?
         try:
             with urllib.request.urlopen(ARCHIVE, timeout=60) as answer:
                 archive = zipfile.ZipFile(io.BytesIO(answer.read()))
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, http.client.HTTPException, zipfile.BadZipFile) as error:
             raise ConnectionError(
                 f"could not fetch {ARCHIVE} ({error}): is there a network? On "
                 "Kaggle, switch Internet on in the settings; then run this cell again"
             ) from error
         with tempfile.TemporaryDirectory(dir=fetched.parent) as folder:
             archive.extractall(folder)
-            next(Path(folder).iterdir()).rename(fetched)
+            try:
+                next(Path(folder).iterdir()).rename(fetched)
+            except OSError:
+                if not fetched.is_dir():  # no other notebook was faster
+                    raise
         found = [fetched]
     sys.path.insert(0, str(found[0]))
     sys.modules.pop("going_modular", None)  # perhaps another package of this name
@@ -113,10 +118,16 @@ def install_missing() -> None:
     says so.
 
     Raises:
-        ImportError: if PyTorch or torchvision is missing, or pip fails.
+        ImportError: if PyTorch or torchvision is missing, pip fails, or the package was
+            installed without its repository.
     """
-    missing = []
-    for line in (REPOSITORY / "requirements.txt").read_text("utf-8").splitlines():
+    requirements, missing = REPOSITORY / "requirements.txt", []
+    if not requirements.is_file():
+        raise ImportError(
+            "going_modular is installed without weights and lists of files: uninstall "
+            "it, or install it from a clone with pip install --editable ."
+        )
+    for line in requirements.read_text("utf-8").splitlines():
         if not line or line.startswith("#"):
             continue
         wanted = Requirement(line)

@@ -53,9 +53,11 @@ def plot_attention(
     light = stretched(attention, seen.shape[1:3])
     light = light / light.max(axis=(1, 2), keepdims=True)
     count = len(seen)
+    side = 1.6 if count > 2 else 2.6  # inches
     figure, axes = plt.subplots(
-        2, count, figsize=(1.6 * count + 0.3, 3.6), squeeze=False, layout="constrained"
-    )
+        2, count, layout="constrained", squeeze=False,
+        figsize=(side * count + 0.3, 2 * side + 0.4),
+    )  # fmt: skip
     for top, bottom, image, brightness in zip(*axes, seen, light, strict=True):
         top.imshow(image)
         bottom.imshow(image * brightness[:, :, None])
@@ -113,9 +115,7 @@ def draw_attention_distance(
         everywhere: the distance of a head that looks at all patches alike, pixels.
     """
     layers = range(1, len(distances) + 1)
-    for head, of_head in enumerate(distances.T.cpu().numpy()):
-        color = plt.get_cmap("viridis")(0.1 + 0.8 * head / max(len(distances.T) - 1, 1))
-        axis.plot(layers, of_head, "o", color=color, ms=6, alpha=0.85)
+    axis.plot(layers, distances.cpu().numpy(), "o", color="C0", ms=6, alpha=0.6)
     axis.axhline(everywhere, color="0.6", ls="--", lw=1)
     axis.text(
         1.02, everywhere, "everywhere\nalike", color="0.4", va="center", size=9,
@@ -203,6 +203,7 @@ def plot_beside_images(
     clear(axes)
     for axis, image in zip(axes[0], seen, strict=True):
         axis.imshow(image)
+    axes[0, 0].set_ylabel("image", size=10)
     for axis, title in zip(axes[0], titles, strict=False):
         axis.set_title(title, size=10)
     values = torch.stack(list(pictures.values())).detach().cpu().numpy()

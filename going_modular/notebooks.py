@@ -161,6 +161,18 @@ def readme_pictures(path: Path, notebook: nbformat.NotebookNode) -> list[tuple]:
     return list(zip(files, outputs, strict=True))
 
 
+def require_drawings() -> None:
+    """Raise `RuntimeError` unless notebooks use the drawn images.
+
+    Photos are not ours to publish.
+    """
+    if get_source() != "synthetic":
+        raise RuntimeError(
+            f"FOODVISION_SOURCE is {get_source()!r}: only outputs made from the drawn "
+            'images are stored, set it to "synthetic" (`make notebooks` does)'
+        )
+
+
 def store(paths: list[Path]) -> None:
     """Execute notebooks on the drawn images and keep the outputs in them.
 
@@ -169,15 +181,12 @@ def store(paths: list[Path]) -> None:
     tagged "readme-picture" go to the README.
 
     Raises:
-        RuntimeError: if FOODVISION_SOURCE is not "synthetic", because photos are not
-            ours to publish; or if a notebook writes to the error stream.
+        RuntimeError: see `require_drawings`; or if a notebook writes to the error
+            stream.
         ValueError: see `readme_pictures`.
+        CellExecutionError: see `execute`.
     """
-    if get_source() != "synthetic":
-        raise RuntimeError(
-            f"FOODVISION_SOURCE is {get_source()!r}: only outputs made from the drawn "
-            'images are stored, set it to "synthetic" (`make notebooks` does)'
-        )
+    require_drawings()
     for path in paths:
         print(path.stem, flush=True)
         notebook = execute(path)
@@ -201,6 +210,9 @@ def solved(
 
     An exercises notebook is the source of all its cells; of its solutions only the
     cells tagged "answer" are taken, by their ids.
+
+    Raises:
+        ValueError: if an answer is missing.
     """
     answers = {c.id: c.source for c in solutions.cells if "answer" in tags_of(c)}
     notebook = nbformat.from_dict(exercises)  # a copy
@@ -208,12 +220,22 @@ def solved(
     title.source = title.source.replace("# Exercises", "# Solutions", 1)
     for cell in notebook.cells:
         if "answer" in tags_of(cell):
+            if cell.id not in answers:
+                raise ValueError(
+                    f"the solutions have no cell {cell.id!r} tagged answer: copy it "
+                    "there from the exercises, and answer it"
+                )
             cell.source = answers[cell.id]
     return notebook
 
 
 def solve(paths: list[Path]) -> None:
-    """Bring the solutions to these exercises up to date, execute and store them."""
+    """Bring the solutions to these exercises up to date, execute and store them.
+
+    Raises:
+        RuntimeError, ValueError, CellExecutionError: see `solved` and `store`.
+    """
+    require_drawings()  # before anything is written
     for path in paths:
         target = repository_path("notebooks/solutions") / path.name
         both = (nbformat.read(p, as_version=4) for p in (path, target))

@@ -128,13 +128,15 @@ def check_memory(config: ViTConfig, batch_size: int, free: int, **options) -> No
     """
     fits = largest_batch(config, free, **options)
     if batch_size > fits:
+        parts = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
         needed = HEADROOM * process_bytes(config, batch_size, **options)
         raise MemoryError(
             f"training on {batch_size} images at once needs about "
             f"{needed / 2**30:.1f} GiB of GPU memory, and {free / 2**30:.1f} are free: "
             + (
-                f"at most {fits} fit, so set accumulate (--accumulate) to "
-                f"{-(-batch_size // fits)} or more, or batch_size to {fits} or less"
+                f"at most {fits} fit, so make accumulate (--accumulate) "
+                f"{next(n for n in parts if batch_size <= n * fits)} times as large, "
+                f"or batch_size {-(-batch_size // fits)} times smaller"
                 if fits
                 else "not even one fits, so take a smaller model or image_size"
             )

@@ -82,6 +82,7 @@ def fit(
     """
     check_divisible("batch_size", recipe.batch_size, "accumulate", accumulate)
     if device.type == "cuda" and isinstance(model, ViT):
+        torch.cuda.empty_cache()  # what earlier trainings left counts as used
         scaling.check_memory(
             model.config,
             -(-recipe.batch_size // (accumulate * process_count())),

@@ -39,7 +39,12 @@ def set_seeds(seed: int = 42) -> None:
 
 
 def get_device() -> torch.device:
-    """The fastest device at hand: CUDA, else Apple's MPS, else the CPU."""
+    """The fastest device at hand: CUDA, else Apple's MPS, else the CPU.
+
+    The environment variable FOODVISION_DEVICE overrules that, "cpu" for example.
+    """
+    if chosen := os.environ.get("FOODVISION_DEVICE"):
+        return torch.device(chosen)
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
@@ -135,6 +140,28 @@ def count_multiply_adds(model: nn.Module, images: torch.Tensor) -> int:
     for module, training in modes:
         module.training = training
     return counter.get_total_flops() // 2
+
+
+@torch.no_grad()
+def give_random_values(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Fill every parameter with random numbers, so that a proof about it can fail.
+
+    A head that starts at zero gives zero for any features, right or wrong, and biases
+    at zero hide a missing bias. Activations stay near unit scale: LayerNorm weights
+    are N(1, 0.1), weight matrices N(0, 1 / fan-in), everything else is N(0, 0.1).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            values = torch.randn(parameter.shape, generator=generator)
+            if isinstance(module, nn.LayerNorm) and name == "weight":
+                values = 1 + 0.1 * values
+            elif parameter.ndim in (2, 4):  # dense layers and convolutions
+                values = values / parameter[0].numel() ** 0.5
+            else:
+                values = 0.1 * values
+            parameter.copy_(values)
+    return model
 
 
 @contextmanager

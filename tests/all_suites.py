@@ -49,21 +49,23 @@ SHARE = {
 }
 
 
-def oldest_python() -> Path:
-    """A Python with the oldest PyTorch that requirements.txt admits.
+def oldest_pytorch() -> list[str]:
+    """The oldest that requirements.txt admits, as pip wants it: torch==2.9.*, ..."""
+    text = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8")
+    bounds = re.findall(r"^(torch|torchvision)>=(\S+)$", text, re.M)
+    return [f"{name}=={version}.*" for name, version in bounds]
 
-    Built once, in build/.
-    """
+
+def oldest_python() -> Path:
+    """A Python with the oldest PyTorch, built in build/ when that changes."""
     python = OLDEST / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    if not (OLDEST / "ready").is_file():
+    pins, ready = oldest_pytorch(), OLDEST / "ready"
+    if not ready.is_file() or ready.read_text() != str(pins):
         venv.create(OLDEST, clear=True, with_pip=True)
-        text = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8")
-        bounds = re.findall(r"^(torch|torchvision)>=(\S+)$", text, re.M)
-        pins = [f"{name}=={version}.*" for name, version in bounds]
         needs = ["-r", "requirements.txt", "-r", "requirements/dev.txt"]
         install = [python, "-m", "pip", "install", "--quiet", *pins, *needs]
         subprocess.run(install, cwd=REPOSITORY, check=True)
-        (OLDEST / "ready").touch()
+        ready.write_text(str(pins))
     return python
 
 
@@ -79,13 +81,16 @@ def run_suite(name: str) -> dict:
         "PYTHONPATH": str(REPOSITORY),
     }
     print(f"== {name}", flush=True)
+    report.unlink(missing_ok=True)
     start = time.perf_counter()
-    subprocess.run(
+    done = subprocess.run(
         [python, "-m", "pytest", "-q", f"--junitxml={report}", *arguments],
         cwd=REPOSITORY,
         env=os.environ | environment,
     )
     minutes = (time.perf_counter() - start) / 60
+    if done.returncode not in (0, 1):  # crashed, or no test was found
+        sys.exit(f"{name}: pytest ended with {done.returncode}")
     (found,) = ElementTree.parse(report).getroot().iter("testsuite")
     failed = int(found.get("failures")) + int(found.get("errors"))
     skipped = int(found.get("skipped"))
@@ -111,17 +116,15 @@ def main() -> None:
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     print(table)
     if not only:
-        git = ["git", "rev-parse", "--short", "HEAD"]
+        git = ["git", "describe", "--always", "--dirty"]
         commit = subprocess.run(git, cwd=REPOSITORY, capture_output=True, text=True)
-        torch = re.search(
-            r"^torch>=(\S+)", (REPOSITORY / "requirements.txt").read_text(), re.M
-        )[1]
         page = REPOSITORY / "docs" / "results" / "test_all.md"
         page.write_text(
             "# The last whole run of `make test-all`\n\n"
             f"{time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()}, "
             f"{os.cpu_count()} cores, {describe_environment()}. "
-            f"The oldest PyTorch is {torch}. Skipped tests say why: `pytest -rs`.\n\n"
+            f"The oldest PyTorch: {', '.join(oldest_pytorch())}. "
+            "Skipped tests say why: `pytest -rs`.\n\n"
             f"{table}\n",
             encoding="utf-8",
         )

@@ -11,7 +11,6 @@ from urllib.parse import unquote, urldefrag, urljoin
 
 import pytest
 
-from going_modular import hosted
 from going_modular.utils import REPOSITORY
 
 pytest.importorskip("myst_nb", reason="pip install -r requirements/book.txt")
@@ -40,6 +39,7 @@ def site(book):
     Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
+    server.server_close()
 
 
 def pages_of(book):
@@ -185,25 +185,3 @@ def test_drawings_follow_light_and_dark(chromium, site):
         )
         assert len(shown) == 3 and all(f"_{scheme}.svg" in src for src in shown)
         context.close()
-
-
-def test_badges_become_words_and_drawings_follow_the_page(monkeypatch):
-    monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
-    import conf
-
-    badge = hosted.badge("somebody/a-fork", "1.0", "notebooks/02.ipynb")
-    drawing = """<picture>
-  <source media="..." srcset="a_dark.svg">
-  <img src="a_light.svg" alt="A drawing.">
-</picture>"""
-    source = [f"{badge}\n\n{drawing}\n"]
-    conf.as_the_book_has_it(None, "", source)
-    place = "https://colab.research.google.com/github/somebody/a-fork/blob/v1.0/"
-    assert source[0].startswith(
-        f"[Open this notebook in Colab]({place}notebooks/02.ipynb)"
-    )
-    for scheme in ("light", "dark"):
-        image = (
-            f"```{{image}} a_{scheme}.svg\n:class: only-{scheme}\n:alt: A drawing.\n```"
-        )
-        assert source[0].count(image) == 1

@@ -159,9 +159,11 @@ def test_no_uploaded_photo_is_left_when_the_server_has_stopped(tmp_path, monkeyp
 @pytest.fixture(scope="module")
 def served(chromium):
     """The running demo: its port, its classifier, and whom this process has called."""
-    called, classifiers = set(), []
+    called, classifiers, listening = set(), [], True
 
     def listen(event, arguments):
+        if not listening:  # a hook cannot be taken away
+            return
         if event == "socket.getaddrinfo":
             called.add(arguments[0])
         elif event == "socket.connect" and isinstance(arguments[1], tuple):
@@ -189,6 +191,7 @@ def served(chromium):
             assert ready.wait(timeout=120)
             yield SimpleNamespace(port=port, classifier=classifiers[0], called=called)
         finally:
+            listening = False
             done.set()
             server.join()
             gr.close_all(verbose=False)

@@ -8,7 +8,7 @@ from torch.utils.data import TensorDataset
 
 from going_modular import data_setup, engine
 from going_modular.model_builder import ViT, ViTConfig
-from helper_functions import give_random_values
+from going_modular.utils import give_random_values
 
 
 def samples(count=5, features=4, classes=3, seed=0):

@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 from going_modular import notebooks
-from going_modular.checks import NotYet, require_number, require_tensor, result_of
+from going_modular.checks import (
+    NotYet,
+    is_close,
+    require_number,
+    require_tensor,
+    result_of,
+)
 
 EXERCISES = notebooks.EXERCISES
 each_pair = pytest.mark.parametrize(
@@ -97,6 +103,30 @@ def test_untouched_exercises_fail_their_checks(path, solution):
                 exec(cell.source, names)
         else:
             exec(cell.source, names)
+
+
+@each_pair
+def test_solving_needs_every_answer(path, solution):
+    given, stored = (nbformat.read(p, as_version=4) for p in (path, solution))
+    answer = next(c for c in stored.cells if kind_of(c) == "answer")
+    stored.cells.remove(answer)
+    with pytest.raises(ValueError, match=f"no cell {answer.id!r} tagged answer"):
+        notebooks.solved(given, stored)
+
+
+def test_solving_with_photos_writes_nothing(monkeypatch):
+    monkeypatch.setenv("FOODVISION_SOURCE", "auto")
+    before = notebooks.SOLUTIONS[3].read_bytes()
+    with pytest.raises(RuntimeError, match="FOODVISION_SOURCE is 'auto'"):
+        notebooks.solve(EXERCISES[3:4])
+    assert notebooks.SOLUTIONS[3].read_bytes() == before
+
+
+def test_an_answer_of_another_kind_is_wrong_and_of_another_precision_is_not():
+    expected = torch.tensor([0.1, 0.2])
+    assert is_close(expected.double() + 1e-7, expected)
+    for answer in ([0.1, 0.2], expected.numpy(), expected[None], expected + 1e-3, ...):
+        assert not is_close(answer, expected)
 
 
 def spoil(answer):

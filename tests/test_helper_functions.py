@@ -7,8 +7,8 @@ from torch import nn
 
 import helper_functions
 from going_modular import data_setup, utils
-from going_modular.utils import REPOSITORY, count_parameters
-from helper_functions import SMALL, SmallClassifier, give_random_values
+from going_modular.utils import REPOSITORY, count_parameters, give_random_values
+from helper_functions import SMALL, SmallClassifier
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def keep_figures_open(monkeypatch):
 
 
 def test_the_package_never_imports_the_front():
-    for path in (REPOSITORY / "going_modular").glob("*.py"):
+    for path in (REPOSITORY / "going_modular").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in getattr(node, "names", [])]
             assert "helper_functions" not in [getattr(node, "module", ""), *names], path

@@ -3,13 +3,16 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import site
 import subprocess
 import sys
 import sysconfig
+import threading
 import venv
 import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import metadata
 from pathlib import Path
 
@@ -42,6 +45,8 @@ def tracked_files():
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory):
     """The repository as a zip file, with one folder at its top as GitHub's has."""
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("not a clone")
     path = tmp_path_factory.mktemp("an archive") / "source.zip"
     with zipfile.ZipFile(path, "w") as file:
         for name in tracked_files():
@@ -90,6 +95,26 @@ def test_a_fork_sets_its_address_everywhere_and_takes_it_back(tmp_path):
 def test_an_address_that_is_none_is_an_error(wrong):
     with pytest.raises(ValueError, match="expected owner/name"):
         hosted.archive_of(wrong, VERSION)
+
+
+def test_badges_become_words_and_drawings_follow_the_page():
+    of_book = runpy.run_path(REPOSITORY / "docs" / "conf.py")
+    badge = hosted.badge("somebody/a-fork", "1.0", "notebooks/02.ipynb")
+    drawing = """<picture>
+  <source media="..." srcset="a_dark.svg">
+  <img src="a_light.svg" alt="A drawing.">
+</picture>"""
+    source = [f"{badge}\n\n{drawing}\n"]
+    of_book["as_the_book_has_it"](None, "", source)
+    place = "https://colab.research.google.com/github/somebody/a-fork/blob/v1.0/"
+    assert source[0].startswith(
+        f"[Open this notebook in Colab]({place}notebooks/02.ipynb)"
+    )
+    for scheme in ("light", "dark"):
+        image = (
+            f"```{{image}} a_{scheme}.svg\n:class: only-{scheme}\n:alt: A drawing.\n```"
+        )
+        assert source[0].count(image) == 1
 
 
 def run_setup_cell(repository, folder, packages):
@@ -154,6 +179,38 @@ def test_an_error_says_what_to_do(repository, error, tmp_path):
     done = run_setup_cell(repository, tmp_path / "x", site.getsitepackages())
     assert done.returncode and error in done.stderr
     assert list((tmp_path / "x").iterdir()) == []
+
+
+def test_a_download_that_breaks_off_is_an_error_that_says_so(tmp_path):
+    class HalfAFile(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"PK")
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), HalfAFile)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/a.zip"
+    program = hosted.setup_cell("", VERSION).replace('""', repr(address), 1)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    server.shutdown()
+    server.server_close()
+    assert "is there a network?" in done.stderr and "IncompleteRead" in done.stderr
+
+
+def test_installed_without_its_repository_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(hosted, "REPOSITORY", tmp_path)
+    with pytest.raises(ImportError, match="pip install --editable"):
+        hosted.install_missing()
 
 
 def test_what_is_missing_is_installed_but_pytorch_never(monkeypatch, capsys):

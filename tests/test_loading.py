@@ -20,7 +20,7 @@ from torchvision.models import VisionTransformer
 from going_modular import data_setup, engine, inspect_vit, utils, weights
 from going_modular.data_setup import load_image
 from going_modular.model_builder import ViT, create_vit
-from going_modular.utils import REPOSITORY
+from going_modular.utils import REPOSITORY, give_random_values
 from going_modular.weights import (
     config_from_state_dict,
     load_pretrained_backbone,
@@ -32,7 +32,6 @@ from going_modular.weights import (
     to_timm,
     to_torchvision,
 )
-from helper_functions import give_random_values
 
 SHARED = (REPOSITORY / os.environ.get("SHARED", "../shared")).resolve()
 VIT_S_14 = SHARED / "weights/vit_small_patch14_224.timm.safetensors"

@@ -18,8 +18,7 @@ from going_modular.model_builder import (
     ViTConfig,
     create_vit,
 )
-from going_modular.utils import count_parameters
-from helper_functions import give_random_values
+from going_modular.utils import count_parameters, give_random_values
 
 
 def tiny(**overrides):

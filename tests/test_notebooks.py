@@ -15,8 +15,7 @@ from torch import nn
 from torchvision.models import VisionTransformer, vit_b_16
 
 from going_modular import inspect_vit, notebooks, utils, weights
-from going_modular.utils import REPOSITORY
-from helper_functions import give_random_values
+from going_modular.utils import REPOSITORY, give_random_values
 
 PATHS = notebooks.NOTEBOOKS
 SERIES = [
@@ -152,31 +151,50 @@ def test_the_pictures_of_the_readme_are_the_notebooks_own():
             assert f"](notebooks/{picture.name})" in readme
 
 
-def test_09_says_of_08_what_08_shows():
-    of_08, of_09 = (
-        "".join(
-            output.get("text", "")
-            for cell in cells_of(path, "code")
-            for output in cell.outputs
-        )
-        for path in PATHS[8:10]
+def printed_by(number):
+    cells = cells_of(PATHS[number], "code")
+    return "".join(output.get("text", "") for c in cells for output in c.outputs)
+
+
+def text_of(number):
+    return "\n".join(cell.source for cell in cells_of(PATHS[number], "markdown"))
+
+
+def test_02_says_of_its_first_epoch_what_it_shows():
+    loss = float(re.search(r"epoch +1/10 .* train loss (\S+),", printed_by(2))[1])
+    assert f"The loss of its first epoch, {loss:.2f} on average," in text_of(2)
+
+
+def test_08_says_of_recipes_what_it_shows():
+    number = re.compile(r"^(.+?)  +(?:\d+ +){3}\S+ +\S+ +(\S+)$", re.M)
+    accuracy = {name: f"{float(x):.2f}" for name, x in number.findall(printed_by(8))}
+    text, ours = text_of(8), "paper's start, AdamW"
+    rates = [
+        accuracy[name]
+        for name in (ours, "the same, rate 0.001", "the same, rate 0.0001")
+    ]
+    assert "0.003, 0.001 and 0.0001 end at {}, {} and {} here".format(*rates) in text
+    assert (
+        f"AdamW's {accuracy['AdamW']} with the chapter's start against "
+        f"{accuracy[ours]} with the paper's" in text
     )
+
+
+def test_09_says_of_08_what_08_shows():
+    of_08, of_09 = printed_by(8), printed_by(9)
     right = re.search(r"\((\d+/75)\)", of_08)[1].replace("/", " of ")
     best = round(45 * float(re.search(r"accuracy (\S+) after 60", of_08)[1]))
     random = round(45 * float(re.search(r"random +\S+ +(\S+)", of_09)[1]))
-    text = "\n".join(cell.source for cell in cells_of(PATHS[9], "markdown"))
+    text = text_of(9)
     assert f"got {right} right in the stored run" in text
-    assert f"only two validation images more than this row: {best} of 45" in text
+    assert (
+        f'only two validation images more than the row "random": {best} of 45' in text
+    )
     assert best - random == 2
 
 
 def test_12_says_of_attention_what_it_shows():
-    shown = "".join(
-        output.get("text", "")
-        for cell in cells_of(PATHS[12], "code")
-        for output in cell.outputs
-    )
-    number = r"([-+]?\d\.\d+)"
+    shown, number = printed_by(12), r"([-+]?\d\.\d+)"
     lost = {
         name: float(re.search(rf"^{name} +{number} ±", shown, re.M)[1])
         for name in ("least light", "at random", "most light", "most lost alone")

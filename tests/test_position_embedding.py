@@ -13,8 +13,8 @@ from going_modular.position_embedding import (
     join_axes,
     sincos_2d,
 )
+from going_modular.utils import give_random_values
 from going_modular.weights import load_weights
-from helper_functions import give_random_values
 
 GRID = (3, 4)
 KINDS = ("learned_1d", "learned_2d", "sincos_2d", "none")

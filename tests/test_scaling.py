@@ -97,10 +97,8 @@ def test_the_guard_says_which_batch_fits():
     fits = scaling.largest_batch(vit_b, free, precision="float16")
     assert 64 < fits < 512
     scaling.check_memory(vit_b, fits, free, precision="float16")
-    with pytest.raises(
-        MemoryError, match=rf"accumulate.* to 5 or more.* {fits} or less"
-    ):
-        scaling.check_memory(vit_b, 4 * fits + 1, free, precision="float16")
+    with pytest.raises(MemoryError, match=f"at most {fits} fit.* 3 times smaller"):
+        scaling.check_memory(vit_b, 2 * fits + 1, free, precision="float16")
     with pytest.raises(MemoryError, match="not even one fits"):
         scaling.check_memory(VIT_CONFIGS["ViT-H/14"], 1, 2**30)
 
@@ -108,14 +106,19 @@ def test_the_guard_says_which_batch_fits():
 def test_training_on_a_gpu_asks_the_guard_first(monkeypatch):
     """With a made-up GPU, which nothing reaches."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**20, 2**30))
-    recipe = Recipe(epochs=1, batch_size=32)
+    recipe, cuda = Recipe(epochs=1, batch_size=32), torch.device("cuda")
     with pytest.raises(MemoryError, match="on 16 images at once"):
-        train.fit(
-            ViT(TINY),
-            recipe,
-            [],
-            [],
-            3,
-            device=torch.device("cuda"),
-            accumulate=2,
-        )
+        train.fit(ViT(TINY), recipe, [], [], 3, device=cuda, accumulate=2)
+
+
+def test_the_guards_advice_can_be_followed(monkeypatch):
+    """Batches that are split already: its numbers are factors, and divide."""
+    free = int(scaling.HEADROOM * scaling.process_bytes(TINY, 5, precision="float32"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    cuda, recipe = torch.device("cuda"), Recipe(epochs=1, batch_size=32)
+    options = (ViT(TINY), recipe, [], [], 3)
+    with pytest.raises(MemoryError, match="make accumulate .* 4 times as large"):
+        train.fit(*options, device=cuda, accumulate=2)  # 16 at once, 5 fit
+    with pytest.raises(Exception) as stopped:  # no GPU, no images: but the guard is by
+        train.fit(*options, device=cuda, accumulate=8)
+    assert not isinstance(stopped.value, MemoryError)

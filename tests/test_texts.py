@@ -62,14 +62,15 @@ def asked(link):
     """A link's status, None if it cannot be reached; asked three times."""
     for pause in (1, 3, 0):
         try:
-            answer = requests.get(
+            with requests.get(
                 link, timeout=20, stream=True, headers={"User-Agent": "Mozilla/5.0"}
-            )
+            ) as answer:
+                status = answer.status_code
         except requests.RequestException:
             time.sleep(pause)
             continue
-        if answer.status_code < 500 and answer.status_code != 429:
-            return answer.status_code
+        if status < 500 and status != 429:
+            return status
         time.sleep(pause)
     return None
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from going_modular import utils
 from going_modular.model_builder import ViT, ViTConfig, create_vit
-from helper_functions import give_random_values
+from going_modular.utils import give_random_values
 
 
 def test_relative_paths_start_at_the_repository(tmp_path, monkeypatch):
@@ -49,6 +49,11 @@ def test_device_prefers_cuda_then_mps(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda x=cuda: x)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda x=mps: x)
         assert utils.get_device().type == expected
+
+
+def test_the_device_can_be_chosen(monkeypatch):
+    monkeypatch.setenv("FOODVISION_DEVICE", "meta")
+    assert utils.get_device() == torch.device("meta")
 
 
 def test_environment_in_one_line():

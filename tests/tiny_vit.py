@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from going_modular.model_builder import ViT, ViTConfig
-from helper_functions import give_random_values
+from going_modular.utils import give_random_values
 
 TINY = ViTConfig(
     image_size=32,

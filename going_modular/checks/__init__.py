@@ -7,7 +7,6 @@ A check compares an answer with what the package, PyTorch or a formula gives. It
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
 
 class NotYet(AssertionError):
@@ -43,6 +42,12 @@ def require_number(
     require(abs(answer - expected) <= margin, f"{name}: {hint}")
 
 
+def is_close(answer, expected: torch.Tensor, atol: float = 1e-5) -> bool:
+    """Is an answer, whatever it is, this tensor, to `atol` and rounding?"""
+    is_it = isinstance(answer, torch.Tensor) and answer.shape == expected.shape
+    return is_it and torch.allclose(answer.to(expected.dtype), expected, atol=atol)
+
+
 def require_tensor(name: str, answer, expected: torch.Tensor, hint: str) -> None:
     """Is the answer the expected tensor, to 1e-5?"""
     require_answers(**{name: answer})
@@ -52,8 +57,10 @@ def require_tensor(name: str, answer, expected: torch.Tensor, hint: str) -> None
     require(
         shapes[0] == shapes[1], f"{name} has the shape {shapes[0]}, not {shapes[1]}"
     )
-    close = torch.allclose(answer.to(expected.dtype), expected, rtol=1e-5, atol=1e-5)
-    require(close, f"{name} has the right shape, but other numbers: {hint}")
+    require(
+        is_close(answer, expected),
+        f"{name} has the right shape, but other numbers: {hint}",
+    )
 
 
 def result_of(function: Callable, *arguments):
@@ -61,11 +68,12 @@ def result_of(function: Callable, *arguments):
 
     An error of the function itself comes through, with its traceback.
     """
-    require_answers(**{getattr(function, "__name__", "the function"): function})
+    name = getattr(function, "__name__", "the function")
+    require_answers(**{name: function})
     result = function(*arguments)
     require(
         result is not ... and result is not None,
-        f"{function.__name__} returns nothing yet: replace the dots",
+        f"{name} returns nothing yet: replace the dots",
     )
     return result
 
@@ -73,15 +81,6 @@ def result_of(function: Callable, *arguments):
 def right(remark: str) -> None:
     """Say that an answer is right, and one thing to take along."""
     print(f"✓ Right. {remark}")
-
-
-@torch.no_grad()
-def fill(model: nn.Module) -> nn.Module:
-    """Fill all parameters with noise: zeros and ones would hide mistakes."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 def noise(*shape: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 from going_modular import model_builder
 from going_modular.checks import (
     NotYet,
-    fill,
+    noise,
     require,
     require_answers,
     require_number,
@@ -21,7 +21,7 @@ from going_modular.checks import (
     right,
 )
 from going_modular.model_builder import ViTConfig
-from going_modular.utils import count_parameters
+from going_modular.utils import count_parameters, give_random_values
 
 # No two sizes are equal, so that axes cannot be exchanged unnoticed.
 TINY = ViTConfig(
@@ -44,13 +44,12 @@ def on_meta(model_class, config) -> nn.Module:
 
 def two_images(config: ViTConfig) -> torch.Tensor:
     """(2, C, H, W) of noise."""
-    shape = (2, config.in_channels, *config.image_hw)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return noise(2, config.in_channels, *config.image_hw)
 
 
 def filled(config: ViTConfig) -> nn.Module:
     """The package's ViT with random values in all its tensors."""
-    return fill(model_builder.ViT(config)).eval()
+    return give_random_values(model_builder.ViT(config)).eval()
 
 
 def first_line(error: RuntimeError) -> str:

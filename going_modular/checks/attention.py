@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from going_modular.checks import (
+    is_close,
     require,
     require_answers,
     require_number,
@@ -24,12 +25,6 @@ def random_numbers(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
     """The same tensors of these shapes each time."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator) for shape in shapes]
-
-
-def is_close(answer, expected: torch.Tensor) -> bool:
-    """Is an answer, whatever it is, this tensor?"""
-    is_tensor = isinstance(answer, torch.Tensor) and answer.shape == expected.shape
-    return is_tensor and torch.allclose(answer.to(expected.dtype), expected, atol=1e-5)
 
 
 def by_hand(weight, output, weight_undivided) -> None:

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from going_modular.checks import (
-    fill,
     noise,
     require,
     require_answers,
@@ -21,6 +20,7 @@ from going_modular.model_builder import (
     ViT,
     ViTConfig,
 )
+from going_modular.utils import give_random_values
 
 D = 6
 
@@ -67,7 +67,7 @@ def mean_of_the_patches(mean_logits: Callable) -> None:
         mlp_dim=14,
         num_classes=4,
     )
-    vit, images = fill(ViT(config)).eval(), noise(2, 3, 12, 20)
+    vit, images = give_random_values(ViT(config)).eval(), noise(2, 3, 12, 20)
     with torch.no_grad():
         logits = result_of(mean_logits, vit, images)
         z = vit.encoder(vit.embed(images))  # (B, N+1, D)
@@ -107,7 +107,9 @@ def mean_of_the_patches(mean_logits: Callable) -> None:
 
 def block_of_noise() -> TransformerEncoderBlock:
     """A small block with numbers everywhere, in evaluation mode."""
-    return fill(TransformerEncoderBlock(D, num_heads=2, mlp_dim=14)).eval()
+    return give_random_values(
+        TransformerEncoderBlock(D, num_heads=2, mlp_dim=14)
+    ).eval()
 
 
 def post_norm_block(post_norm: Callable, pre_keeps, post_keeps) -> None:
@@ -215,7 +217,7 @@ def who_wrote_what(contributions: Callable) -> None:
     blocks = nn.Sequential(
         *(TransformerEncoderBlock(D, num_heads=2, mlp_dim=14) for _ in range(4))
     )
-    fill(blocks).eval()
+    give_random_values(blocks).eval()
     with torch.no_grad():
         z_0 = noise(3, 5, D)
         z, expected = z_0, [z_0]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from going_modular.checks import (
+    is_close,
     require,
     require_answers,
     require_number,
@@ -233,8 +234,7 @@ def few_shot_probe(scores_of: Callable) -> None:
                 "the targets' mean has to be added to the scores again",
             ),
         ):
-            same = isinstance(found, torch.Tensor) and found.shape == wrong.shape
-            require(not (same and torch.allclose(found.double(), wrong)), hint)
+            require(not is_close(found, wrong), hint)
         require_tensor(
             f"the scores with {M} examples of {D} features",
             found,

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from going_modular import data_setup
 from going_modular.checks import (
+    is_close,
     require,
     require_answers,
     require_number,
@@ -115,17 +116,16 @@ def tokens_looked_at(width: Callable, layer, head) -> None:
     maps = torch.rand(2, 3, 4, T, T, generator=generator).mul(4).softmax(dim=-1)
     widths = torch.special.entr(maps).sum(dim=-1).exp()  # (2, 3, 4, T)
     expected, found = widths.mean(dim=-1), result_of(width, maps)
-    if isinstance(found, torch.Tensor) and found.shape == expected.shape:
-        first = torch.special.entr(maps).sum(dim=-1).mean(dim=-1).exp()
-        require(
-            not torch.allclose(found, first),
-            "first e to the power of each row's entropy, and then the mean",
-        )
-        of_columns = torch.special.entr(maps).sum(dim=-2).exp().mean(dim=-1)
-        require(
-            not torch.allclose(found, of_columns),
-            "a token's attention is a row: sum over the last axis",
-        )
+    first = torch.special.entr(maps).sum(dim=-1).mean(dim=-1).exp()
+    require(
+        not is_close(found, first),
+        "first e to the power of each row's entropy, and then the mean",
+    )
+    of_columns = torch.special.entr(maps).sum(dim=-2).exp().mean(dim=-1)
+    require(
+        not is_close(found, of_columns),
+        "a token's attention is a row: sum over the last axis",
+    )
     require_tensor(
         "width(maps) for maps (2, 3, 4, T, T)",
         found,
@@ -173,13 +173,12 @@ def covering_and_showing(shown_alone: Callable, covering, showing) -> None:
         torch.equal(images, before),
         "the images that were given have changed: work on a copy",
     )
-    if isinstance(found, torch.Tensor) and found.shape == expected.shape:
-        lost = occlusion_sensitivity(some_model, images, 4)
-        for wrong in (lost, whole[:, None, None] - lost):
-            require(
-                not torch.allclose(found, wrong, atol=1e-5),
-                "this covers one patch; here all others are covered",
-            )
+    lost = occlusion_sensitivity(some_model, images, 4)
+    for wrong in (lost, whole[:, None, None] - lost):
+        require(
+            not is_close(found, wrong),
+            "this covers one patch; here all others are covered",
+        )
     require_tensor(
         "shown_alone for images of 8 × 12 pixels in patches of 4",
         found,

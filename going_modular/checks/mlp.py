@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from going_modular.checks import (
-    fill,
     noise,
     require,
     require_answers,
@@ -17,7 +16,7 @@ from going_modular.checks import (
     right,
 )
 from going_modular.model_builder import VIT_CONFIGS, MLPBlock
-from going_modular.utils import count_parameters
+from going_modular.utils import count_parameters, give_random_values
 
 
 def mlp_of_vit_l(mlp_parameters, equal_width) -> None:
@@ -79,7 +78,10 @@ def gelu_three_times(
 
 def without_the_bend(merged: Callable) -> None:
     """5.3: two dense layers without a GELU between them are one."""
-    first, second = fill(nn.Linear(6, 11)), fill(nn.Linear(11, 4))
+    first, second = (
+        give_random_values(nn.Linear(6, 11)),
+        give_random_values(nn.Linear(11, 4), seed=1),
+    )
     x = noise(2, 5, 6)
     layer = result_of(merged, first, second)
     require(
@@ -153,7 +155,7 @@ def dropout_by_hand(dropout: Callable) -> None:
 def mlp_of_convolutions(convolutional: Callable) -> None:
     """5.5: the MLP as two convolutions with a kernel of 1 × 1."""
     D, rows, columns = 6, 3, 5
-    block = fill(MLPBlock(D, 14, dropout=0.1)).eval()
+    block = give_random_values(MLPBlock(D, 14, dropout=0.1)).eval()
     maps = noise(2, D, rows, columns)
     network = result_of(convolutional, block)
     require(

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from going_modular.checks import (
+    is_close,
+    noise,
     require,
     require_answers,
     require_number,
@@ -15,7 +17,7 @@ from going_modular.checks import (
     right,
 )
 from going_modular.model_builder import VIT_CONFIGS, PatchEmbedding, ViTConfig
-from going_modular.utils import count_parameters
+from going_modular.utils import count_parameters, give_random_values
 
 
 def a_fourth_channel(parameters, more_parameters, more_tokens) -> None:
@@ -114,12 +116,9 @@ def four_mistakes(equation_1: type) -> None:
         model.pos_embedding.shape[1] != N,
         "pos_embedding has no row for the class token, which gets a position too",
     )
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    give_random_values(model)
     for B in (1, 3):
-        images = torch.randn((B, C, H, W), generator=generator)
+        images = noise(B, C, H, W)
         z_0 = result_of(model.forward, images)
         patches = model.projection(images).flatten(2).transpose(1, 2)  # (B, N, D)
         first = model.class_token.expand(B, 1, D)
@@ -129,9 +128,7 @@ def four_mistakes(equation_1: type) -> None:
             (last, "the class token comes last, and should come first"),
             (expected - model.pos_embedding, "the positions are missing"),
         ):
-            same = isinstance(z_0, torch.Tensor) and z_0.shape == value.shape
-            same = same and torch.allclose(z_0, value, atol=1e-5)
-            require(not same, f"z_0: {hint}")
+            require(not is_close(z_0, value), f"z_0: {hint}")
         require_tensor(
             f"z_0 of {B} images",
             z_0,

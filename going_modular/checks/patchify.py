@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from going_modular.checks import (
+    is_close,
+    noise,
     require,
     require_number,
     require_tensor,
@@ -36,12 +38,12 @@ def shapes_of_vit_h(num_patches, patch_numbers) -> None:
 def patchify_pixel_by_pixel(patchify: Callable) -> None:
     """2.2: patches as the paper's code flattens them, colours of a pixel together."""
     for shape, P in (((2, 3, 12, 8), 4), ((1, 5, 6, 9), 3)):
-        images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        images = noise(*shape)
         patches = result_of(patchify, images, P)
         by_channel = F.unfold(images, P, stride=P).transpose(1, 2)  # (B, N, CP²)
         expected = by_channel.unflatten(2, (-1, P * P)).transpose(2, 3).flatten(2)
         require(
-            not torch.equal(patches, by_channel),
+            not is_close(patches, by_channel),
             "this is channel by channel, as in notebook 02: the three numbers of a "
             "pixel have to stand next to each other, so C is the last axis to merge",
         )
@@ -58,9 +60,7 @@ def patchify_pixel_by_pixel(patchify: Callable) -> None:
 def unpatchify_any_grid(unpatchify: Callable) -> None:
     """2.3: the way back for images that are not square."""
     for (rows, columns), P, C in (((2, 3), 4, 3), ((3, 1), 2, 1)):
-        images = torch.rand(
-            (2, C, rows * P, columns * P), generator=torch.Generator().manual_seed(0)
-        )
+        images = noise(2, C, rows * P, columns * P)
         patches = F.unfold(images, P, stride=P).transpose(1, 2)  # (B, N, P²C)
         require_tensor(
             f"unpatchify on a grid of {rows} × {columns} patches",

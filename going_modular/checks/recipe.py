@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from going_modular.checks import (
+    is_close,
     require,
     require_answers,
     require_number,
@@ -127,14 +128,9 @@ def clipping_by_hand(clipped: Callable) -> None:
             ),
         ):
             correct = all(
-                torch.allclose(w, p.grad, atol=1e-5)
-                for w, p in zip(wrong, parameters, strict=True)
+                is_close(w, p.grad) for w, p in zip(wrong, parameters, strict=True)
             )
-            same = all(
-                isinstance(f, torch.Tensor) and f.shape == w.shape
-                and torch.allclose(f, w, atol=1e-5)
-                for f, w in zip(found, wrong, strict=True)
-            )  # fmt: skip
+            same = all(is_close(f, w) for f, w in zip(found, wrong, strict=True))
             require(correct or not same, hint)
         for number, (tensor, parameter) in enumerate(
             zip(found, parameters, strict=True)
@@ -156,17 +152,14 @@ def shares_of_labels(smoothed: Callable, loss_of: Callable) -> None:
         right_class = F.one_hot(labels, K).float()
         expected = (1 - amount) * right_class + amount / K
         shares = result_of(smoothed, labels, K, amount)
-        same = isinstance(shares, torch.Tensor) and shares.shape == expected.shape
-        if same and amount:
+        if amount and isinstance(shares, torch.Tensor):
+            others = right_class * (1 - amount) + (1 - right_class) * amount / (K - 1)
             require(
-                not torch.allclose(
-                    shares.float(),
-                    right_class * (1 - amount) + (1 - right_class) * amount / (K - 1),
-                ),
+                not is_close(shares, others),
                 "here all K classes get their part of the amount, the right one too",
             )
             require(
-                torch.allclose(shares.sum(dim=1), torch.ones(6)),
+                is_close(shares.sum(dim=-1), torch.ones(6)),
                 "the shares of an image sum to 1: what is given to all is taken from "
                 "the right class",
             )
@@ -182,7 +175,6 @@ def shares_of_labels(smoothed: Callable, loss_of: Callable) -> None:
         for some in (expected, mixed):
             loss = result_of(loss_of, logits, some)
             target = F.cross_entropy(logits, some)
-            close = isinstance(loss, torch.Tensor) and loss.shape == target.shape
             for wrong, hint in (
                 (target * 6, "the mean over images is wanted, and not the sum"),
                 (target / K, "sum over classes; only over images it is a mean"),
@@ -192,7 +184,7 @@ def shares_of_labels(smoothed: Callable, loss_of: Callable) -> None:
                     "softmax is over the classes",
                 ),
             ):
-                require(not (close and torch.allclose(loss, wrong)), hint)
+                require(not is_close(loss, wrong), hint)
             require_tensor(
                 "loss_of(logits, shares)",
                 loss,
@@ -229,7 +221,6 @@ def same_gradient(accumulated_gradient: Callable) -> None:
             f"at most {size} images at a time go through the model",
         )
         parts = -(-images // size)
-        same = isinstance(found, torch.Tensor) and found.shape == expected.shape
         for wrong, hint in (
             (sums, "the gradients of parts that are means have to be weighted"),
             (
@@ -242,8 +233,7 @@ def same_gradient(accumulated_gradient: Callable) -> None:
             ),
             (expected * images, "the mean over all images is wanted, not the sum"),
         ):
-            correct = torch.allclose(wrong, expected, atol=1e-5)
-            require(correct or not (same and torch.allclose(found, wrong)), hint)
+            require(is_close(wrong, expected) or not is_close(found, wrong), hint)
         require_tensor(
             f"the gradient of {images} images in parts of {size}",
             found,

@@ -18,7 +18,7 @@ from going_modular.checks import (
 from going_modular.claims import ridge_probe
 from going_modular.model_builder import ViT, ViTConfig, create_vit
 from going_modular.position_embedding import interpolate_pos_embedding
-from going_modular.utils import count_parameters
+from going_modular.utils import count_parameters, give_random_values
 from going_modular.weights import load_pretrained_backbone, vit_of
 
 
@@ -128,8 +128,7 @@ def another_resolution(tokens, position_numbers, at_resolution: Callable) -> Non
     generator = torch.Generator().manual_seed(9)
     vit = ViT(ViTConfig(32, 8, embedding_dim=24, num_layers=2, num_heads=2,
                         mlp_dim=40, num_classes=0)).eval()  # fmt: skip
-    for parameter in vit.parameters():
-        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    give_random_values(vit)
     before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
     for size in (48, (40, 24)):
         expected = ViT(replace(vit.config, image_size=size)).eval()
@@ -228,11 +227,11 @@ def twice_the_data(missing, features, labels, guesses, accuracy) -> None:
         "come after them",
     )
     new, new_labels = features[225:], labels[225:]
-    nearest = (
-        torch.cdist(features, features).fill_diagonal_(torch.inf).min(dim=1).values
-    )
+    # by a matrix product, equal rows would not have distance 0
+    exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}
+    distances = torch.cdist(features, features, **exact).fill_diagonal_(torch.inf)
     require(
-        nearest.min() > 1e-3,
+        distances.min() > 1e-3,
         "two of the 450 are the same picture: give each its own random numbers",
     )
     good = (
