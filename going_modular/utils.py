@@ -102,7 +102,7 @@ def autocast(device: torch.device | str, precision: str) -> Iterator[None]:
 
 
 def describe_environment() -> str:
-    """Versions and machine in one line, for the first cell of each notebook."""
+    """Versions and machine in two lines, for the first cell of each notebook."""
     device = get_device()
     if device.type == "cuda":
         machine = torch.cuda.get_device_name(device)
@@ -110,7 +110,7 @@ def describe_environment() -> str:
         machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
     return (
         f"Python {platform.python_version()} · torch {torch.__version__} · "
-        f"torchvision {torchvision.__version__} · {platform.system()} · "
+        f"torchvision {torchvision.__version__}\n{platform.system()} · "
         f"{device.type} ({machine})"
     )
 
