@@ -22,6 +22,8 @@ BOTH = ["-m", "slow or not slow"]
 NBVAL = ["--nbval-lax", "-p", "no:warnings"]
 # Name, whose Python, arguments of pytest
 SUITES = {
+    "unit tests, oldest PyTorch": ("oldest", ["tests"]),
+    "the series under nbval, oldest PyTorch": ("oldest", [*NBVAL, "notebooks"]),
     "unit tests": ("ours", ["tests"]),
     "the series under nbval": ("ours", [*NBVAL, "notebooks"]),
     "solutions under nbval": ("ours", [*NBVAL, "notebooks/solutions"]),
@@ -36,8 +38,6 @@ SUITES = {
         [*BOTH, "tests/test_book.py", "tests/test_demo.py"],
     ),
     "all notebooks alone": ("ours", ["-m", "slow", "tests/test_hosted.py"]),
-    "unit tests, oldest PyTorch": ("oldest", ["tests"]),
-    "the series under nbval, oldest PyTorch": ("oldest", [*NBVAL, "notebooks"]),
 }
 
 # A share of the above, for .ci/run
