@@ -217,7 +217,11 @@ def solved(
     answers = {c.id: c.source for c in solutions.cells if "answer" in tags_of(c)}
     notebook = nbformat.from_dict(exercises)  # a copy
     title = notebook.cells[0]
-    title.source = title.source.replace("# Exercises", "# Solutions", 1)
+    title.source = re.sub(
+        r"Replace the dots in .*\]\(\.\./solutions/(.*)\)\.",
+        r"Here are the answers; try [the exercises](../exercises/\1) first.",
+        title.source.replace("# Exercises", "# Solutions", 1),
+    )
     for cell in notebook.cells:
         if "answer" in tags_of(cell):
             if cell.id not in answers:
