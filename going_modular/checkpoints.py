@@ -19,7 +19,7 @@ from going_modular.distributed import (
     sum_over_processes,
     whole_states,
 )
-from going_modular.utils import repository_path, written_whole
+from going_modular.utils import get_device, repository_path, written_whole
 
 
 @dataclass
@@ -119,9 +119,9 @@ def random_state() -> dict:
                   cached],
         "torch": torch.get_rng_state(),
     }  # fmt: skip
-    if torch.cuda.is_available():
+    if get_device().type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state()
-    if torch.backends.mps.is_available():
+    if get_device().type == "mps":
         state["mps"] = torch.mps.get_rng_state()
     return state
 

@@ -33,7 +33,7 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from going_modular.synthetic_food import CUSTOM, make_food_dataset
-from going_modular.utils import repository_path
+from going_modular.utils import get_device, repository_path
 
 DATA_DIR = repository_path("data")
 PHOTOS = "pizza_steak_sushi"
@@ -446,7 +446,7 @@ def create_dataloader(
         sampler=sampler,
         num_workers=num_workers,
         worker_init_fn=ignore_interrupts,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=get_device().type == "cuda",
     )
 
 

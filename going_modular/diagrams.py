@@ -349,7 +349,8 @@ def draw_equations(theme: Theme = LIGHT) -> plt.Figure:
         top = y
         if equation:
             sheet.text(0.35, y - 0.32, equation, 15, **left)
-            sheet.text(6.95, y - 0.32, f"({(number := number + 1)})", ha="right")
+            number += 1
+            sheet.text(6.95, y - 0.32, f"({number})", ha="right")
             y -= 0.62
         sheet.text(0.35, y - 0.14, name, 9, color=color, family="monospace", **left)
         y -= 0.34

@@ -48,7 +48,7 @@ def processes() -> Iterator[torch.device]:
         yield get_device()
         return
     device = torch.device("cpu")
-    if torch.cuda.is_available():
+    if get_device().type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -115,28 +115,39 @@ def largest_batch(config: ViTConfig, free: int, **options) -> int:
     return max(0, int((free - one) // (two - one)) + 1)
 
 
-def check_memory(config: ViTConfig, batch_size: int, free: int, **options) -> None:
+def check_memory(
+    config: ViTConfig,
+    batch_size: int,
+    free: int,
+    accumulate: int = 1,
+    processes: int = 1,
+    **options,
+) -> None:
     """Before a training starts: has the GPU the memory for such batches?
 
     Args:
-        batch_size: images that go through at once on one GPU.
+        batch_size: images of a step, in `accumulate` parts on each of `processes` GPUs.
         free: bytes of memory that nobody uses yet.
-        options: of `process_bytes`.
+        options: others of `process_bytes`.
 
     Raises:
         MemoryError: if they do not fit; it says which would.
     """
+    options |= {"processes": processes}
     fits = largest_batch(config, free, **options)
-    if batch_size > fits:
-        parts = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
-        needed = HEADROOM * process_bytes(config, batch_size, **options)
+
+    def at_once(parts: int) -> int:
+        return -(-batch_size // (parts * processes))
+
+    if at_once(accumulate) > fits:
+        divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+        needed = HEADROOM * process_bytes(config, at_once(accumulate), **options)
         raise MemoryError(
-            f"training on {batch_size} images at once needs about "
+            f"training on {at_once(accumulate)} images at once needs about "
             f"{needed / 2**30:.1f} GiB of GPU memory, and {free / 2**30:.1f} are free: "
             + (
-                f"at most {fits} fit, so make accumulate (--accumulate) "
-                f"{next(n for n in parts if batch_size <= n * fits)} times as large, "
-                f"or batch_size {-(-batch_size // fits)} times smaller"
+                f"at most {fits} fit, so set accumulate (--accumulate) to "
+                f"{next(n for n in divisors if at_once(n) <= fits)}"
                 if fits
                 else "not even one fits, so take a smaller model or image_size"
             )

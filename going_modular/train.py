@@ -85,8 +85,9 @@ def fit(
         torch.cuda.empty_cache()  # what earlier trainings left counts as used
         scaling.check_memory(
             model.config,
-            -(-recipe.batch_size // (accumulate * process_count())),
+            recipe.batch_size,
             torch.cuda.mem_get_info(device)[0],
+            accumulate,
             processes=process_count(),
             sharding=sharding,
             precision=precision,

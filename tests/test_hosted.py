@@ -119,16 +119,20 @@ def test_badges_become_words_and_drawings_follow_the_page():
 
 def run_setup_cell(repository, folder, packages):
     """Run the first cell in a new Python that knows nothing of this repository."""
+    return run_cell(hosted.setup_cell(repository, VERSION), folder, packages)
+
+
+def run_cell(cell, folder, packages):
     folder.mkdir(parents=True, exist_ok=True)
     program = (
-        f"import sys; sys.path += {packages!r}\n"
-        f"{hosted.setup_cell(repository, VERSION)}\n"
+        f"import sys; sys.path += {packages!r}\n{cell}\n"
         "import going_modular; print('found in', going_modular.__path__[0])"
     )
     return subprocess.run(  # -S: no installed package is found unless we name it
         [sys.executable, "-S", "-c", program],
         cwd=folder,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        | {"no_proxy": "*"},
         capture_output=True,
         text=True,
     )
@@ -181,6 +185,21 @@ def test_an_error_says_what_to_do(repository, error, tmp_path):
     assert list((tmp_path / "x").iterdir()) == []
 
 
+def test_another_notebook_may_be_faster(archive, tmp_path):
+    """It has put its folder in place while this one was still unpacking."""
+    meanwhile = (
+        "import pathlib, shutil, zipfile\n"
+        "def extractall(self, folder, extractall=zipfile.ZipFile.extractall):\n"
+        "    extractall(self, folder)\n"
+        f"    shutil.copytree(next(pathlib.Path(folder).iterdir()), '{FOLDER}')\n"
+        "zipfile.ZipFile.extractall = extractall\n"
+    )
+    cell = hosted.setup_cell(archive.as_uri(), VERSION)
+    done = run_cell(meanwhile + cell, tmp_path, site.getsitepackages())
+    assert FOLDER in done.stdout, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [FOLDER]
+
+
 def test_a_download_that_breaks_off_is_an_error_that_says_so(tmp_path):
     class HalfAFile(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -195,13 +214,8 @@ def test_a_download_that_breaks_off_is_an_error_that_says_so(tmp_path):
     server = HTTPServer(("127.0.0.1", 0), HalfAFile)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/a.zip"
-    program = hosted.setup_cell("", VERSION).replace('""', repr(address), 1)
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", program],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    cell = hosted.setup_cell("", VERSION).replace('""', repr(address), 1)
+    done = run_cell(cell, tmp_path, site.getsitepackages())
     server.shutdown()
     server.server_close()
     assert "is there a network?" in done.stderr and "IncompleteRead" in done.stderr

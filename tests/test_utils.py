@@ -41,6 +41,7 @@ def test_size_follows_the_variable_then_the_device(monkeypatch):
 
 
 def test_device_prefers_cuda_then_mps(monkeypatch):
+    monkeypatch.delenv("FOODVISION_DEVICE", raising=False)
     for cuda, mps, expected in (
         (True, True, "cuda"),
         (False, True, "mps"),
