@@ -5,6 +5,7 @@ A check compares an answer with what the package, PyTorch or a formula gives. It
 """
 
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 
@@ -36,9 +37,11 @@ def require_number(
     A whole number to the last digit, another one to a share of it.
     """
     require_answers(**{name: answer})
-    is_number = isinstance(answer, (int, float)) and not isinstance(answer, bool)
+    is_number = isinstance(answer, Real) and not isinstance(answer, bool)
     require(is_number, f"{name} should be a number, and is {type(answer).__name__}")
     margin = 0 if isinstance(expected, int) else share * abs(expected)
+    if margin < abs(answer - expected) < 2e-3 * abs(expected) and margin:
+        hint = "nearly: write down the calculation in place of a rounded number"
     require(abs(answer - expected) <= margin, f"{name}: {hint}")
 
 
@@ -73,7 +76,7 @@ def result_of(function: Callable, *arguments):
     result = function(*arguments)
     require(
         result is not ... and result is not None,
-        f"{name} returns nothing yet: replace the dots",
+        f"{name} returns nothing yet: replace the dots, and return the result",
     )
     return result
 

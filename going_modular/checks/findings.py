@@ -138,9 +138,10 @@ def difference_of_points(difference: Callable, vit_gains, cnn_gains) -> None:
         )
     for name, model, answer in (("vit", "ViT", vit_gains), ("cnn", "CNN", cnn_gains)):
         require_answers(**{f"{name}_gains": answer})
+        require(answer in (True, False), f"{name}_gains should be True or False")
         gain, error = reference(stored, (model, 2400, lr), (model, 600, lr))
         require(
-            answer is (abs(gain) >= 3 * error and gain > 0),
+            answer == (abs(gain) >= 3 * error and gain > 0),
             f"{name}_gains: what does your function say of 2,400 images against 600?",
         )
     right("The larger gain need not be the surer one: seeds differ.")

@@ -89,7 +89,7 @@ def sure_and_wrong(expected_loss: Callable, best_q) -> None:
 
 def whole_picture(padded_to_square: Callable, empty_patches) -> None:
     """0.3: a square without cutting or squeezing, and what it costs."""
-    for C, H, W in ((3, 4, 10), (1, 9, 6), (3, 5, 5)):
+    for C, H, W in ((3, 5, 10), (1, 9, 6), (3, 5, 5)):
         image = torch.rand((C, H, W), generator=torch.Generator().manual_seed(0))
         square = result_of(padded_to_square, image)
         S = max(H, W)
@@ -188,7 +188,7 @@ def detective_work(right_answers: Callable) -> None:
             name,
             answer,
             sum(counts),
-            "try every number of right answers in the full batches with every number "
-            "in the last one, and keep the pair whose mean rounds to what was printed",
+            "how many possibilities are there for the full batches together, and how "
+            "many for the last?",
         )
     right("Two answers in a small last batch can move the mean more than five others.")

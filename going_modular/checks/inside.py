@@ -31,8 +31,8 @@ def two_layers(from_itself, from_other) -> None:
     maps = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]], [[[0.5, 0.5], [1.0, 0.0]]]])
     expected = attention_rollout(maps)[0].tolist()
     wrong = {
-        attention_rollout(maps.flip(0))[0, 0].item(): "the order: a layer's matrix "
-        "stands to the left of those of the layers before it",
+        attention_rollout(maps.flip(0))[0, 0].item(): "a layer's matrix stands to "
+        "the left of those of the layers before it; or are the two answers exchanged?",
         (maps[1, 0] @ maps[0, 0])[0, 0].item(): "the residual path is missing: first "
         "each matrix is averaged with the identity",
         expected[0] * 4: "averaged: half of the matrix and half of the identity, in "
@@ -45,8 +45,8 @@ def two_layers(from_itself, from_other) -> None:
         "from_itself",
         from_itself,
         expected[0],
-        "row 0 of the second layer's matrix times column 0 of the first one's, both "
-        "averaged with the identity",
+        "which row of the product is the first token's, and which column belongs to "
+        "the first input?",
     )
     require_number(
         "from_other", from_other, expected[1], "what should a row of a rollout sum to?"

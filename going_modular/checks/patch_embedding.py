@@ -100,7 +100,8 @@ def four_mistakes(equation_1: type) -> None:
     require(
         tuple(model.projection.weight.shape) == (D, C, P, P),
         f"a model with patch_size={P} has a projection of the shape "
-        f"{tuple(model.projection.weight.shape)}: whose patch size does it use?",
+        f"{tuple(model.projection.weight.shape)}: it is a convolution, and whose patch "
+        "size does it use?",
     )
     for name in ("class_token", "pos_embedding"):
         require(

@@ -114,12 +114,20 @@ def temperature(with_temperature: Callable, best_temperature: Callable) -> None:
             found != choices[losses.index(max(losses))],
             "that is the temperature with the largest loss",
         )
+        twice = [
+            F.cross_entropy((fair * truth / T).softmax(dim=1), labels).item()
+            for T in choices
+        ]
+        best_twice = choices[twice.index(min(twice))]
+        require(
+            found != best_twice or best_twice == choices[losses.index(min(losses))],
+            "is softmax done twice? F.cross_entropy takes logits, and does it itself",
+        )
         require_number(
             "best_temperature",
             found,
             choices[losses.index(min(losses))],
-            "measure the cross-entropy of logits / T for each T, and return the T with "
-            "the smallest",
+            "which of the choices has the smallest cross-entropy?",
         )
     right("No guess has changed, so the accuracy is the same: only the claims are.")
 
@@ -143,7 +151,7 @@ def most_wrong(most_wrong: Callable) -> None:
                 "most_wrong should return a tensor with one axis",
             )
             require(
-                not found.is_floating_point(),
+                len(found) == 0 or not found.is_floating_point(),
                 "most_wrong should return the numbers of images: whole numbers",
             )
             given, expected = found.tolist(), wrong[order][:count].tolist()

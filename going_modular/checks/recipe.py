@@ -216,8 +216,9 @@ def same_gradient(accumulated_gradient: Callable) -> None:
         sums = model.weight.grad.clone()  # and left there, as by a step before
         seen.clear()
         found = result_of(accumulated_gradient, model, x, y, size)
+        require(bool(seen), "call model(x): here nothing has gone through the model")
         require(
-            bool(seen) and max(seen) <= size,
+            max(seen) <= size,
             f"at most {size} images at a time go through the model",
         )
         parts = -(-images // size)
