@@ -114,6 +114,15 @@ def test_solving_needs_every_answer(path, solution):
         notebooks.solved(given, stored)
 
 
+def test_a_rounded_number_is_told_from_a_wrong_one():
+    for answer, said in ((0.667, "nearly"), (0.6, "think again"), (0.6666, "nearly")):
+        with pytest.raises(NotYet, match=said):
+            require_number("x", answer, 2 / 3, "think again")
+    require_number("x", 2 / 3, 2 / 3, "think again")
+    with pytest.raises(NotYet, match="think again"):  # a whole number is not rounded
+        require_number("x", 86_567_657, 86_567_656, "think again")
+
+
 def test_solving_with_photos_writes_nothing(monkeypatch):
     monkeypatch.setenv("FOODVISION_SOURCE", "auto")
     before = notebooks.SOLUTIONS[3].read_bytes()

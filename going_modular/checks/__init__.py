@@ -34,21 +34,22 @@ def require_number(
 ) -> None:
     """Is the answer the expected number?
 
-    A whole number to the last digit, another one to a share of it.
+    A whole number to the last digit, another one to a share of it. Who has rounded it
+    is told so.
     """
     require_answers(**{name: answer})
     is_number = isinstance(answer, Real) and not isinstance(answer, bool)
     require(is_number, f"{name} should be a number, and is {type(answer).__name__}")
     margin = 0 if isinstance(expected, int) else share * abs(expected)
-    if margin < abs(answer - expected) < 2e-3 * abs(expected) and margin:
+    if 0 < margin < abs(answer - expected) < 2e-3 * abs(expected):
         hint = "nearly: write down the calculation in place of a rounded number"
     require(abs(answer - expected) <= margin, f"{name}: {hint}")
 
 
-def is_close(answer, expected: torch.Tensor, atol: float = 1e-5) -> bool:
-    """Is an answer, whatever it is, this tensor, to `atol` and rounding?"""
+def is_close(answer, expected: torch.Tensor) -> bool:
+    """Is an answer, whatever it is, this tensor, to 1e-5?"""
     is_it = isinstance(answer, torch.Tensor) and answer.shape == expected.shape
-    return is_it and torch.allclose(answer.to(expected.dtype), expected, atol=atol)
+    return is_it and torch.allclose(answer.to(expected.dtype), expected, atol=1e-5)
 
 
 def require_tensor(name: str, answer, expected: torch.Tensor, hint: str) -> None:
