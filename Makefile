@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: run test test-all notebooks book demo lab clean
 
 run: .venv/ready
-	$(BIN)/python -m going_modular.notebooks run
+	$(BIN)/python -m going_modular.publishing.notebooks run
 
 # Tests and stored outputs use the drawn images, our backbone and one size, whatever the
 # machine.
@@ -21,13 +21,13 @@ test: .venv/ready
 # Also what is slow: notebooks alone in new environments, the book and the demo in a
 # browser, all solutions, and everything with the oldest PyTorch
 test-all: .venv/book .venv/demo .venv/peers
-	$(BIN)/python tests/all_suites.py
+	$(BIN)/python -m going_modular.publishing.all_suites
 
 notebooks: export FOODVISION_SOURCE = synthetic
 notebooks: export FOODVISION_SIZE = cpu
 notebooks: .venv/ready
-	$(BIN)/python -m going_modular.notebooks store
-	$(BIN)/python -m going_modular.notebooks solve
+	$(BIN)/python -m going_modular.publishing.notebooks store
+	$(BIN)/python -m going_modular.publishing.notebooks solve
 
 # A web site of the notebooks as they are stored: build/book/index.html
 book: .venv/book
@@ -36,7 +36,7 @@ book: .venv/book
 
 # A page to try the model on your own photos, on this machine only
 demo: .venv/demo
-	$(BIN)/python -m going_modular.demo
+	$(BIN)/python -m going_modular.publishing.demo
 
 lab: .venv/ready
 	$(BIN)/jupyter lab notebooks

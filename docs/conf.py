@@ -5,7 +5,7 @@ Pages need no other host: scripts, fonts and the search lie beside them.
 
 import re
 
-from going_modular import hosted
+from going_modular.publishing import hosted
 
 project = "The Vision Transformer, rebuilt"
 copyright = "the authors, MIT licence"
@@ -48,9 +48,7 @@ def as_the_book_has_it(app, name: str, source: list[str]) -> None:
     A badge is a picture on another host: here its link is words. A drawing for light
     and for dark pages is `<picture>` there; here the page's own switch decides.
     """
-    text = source[0].replace(
-        f"[![Open in Colab]({hosted.BADGE})]", "[Open this notebook in Colab]"
-    )
+    text = source[0].replace(f"[![Open in Colab]({hosted.BADGE})]", "[Open this notebook in Colab]")
     picture = r'<picture>.*?srcset="(.*?)".*?src="(.*?)" alt="(.*?)">\s*</picture>'
     both = "```{image} \\2\n:class: only-light\n:alt: \\3\n```\n"
     both += both.replace("\\2", "\\1").replace("light", "dark")

@@ -18,19 +18,19 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
-from going_modular.checkpoints import (
+from going_modular.data_setup import set_epoch
+from going_modular.training.checkpoints import (
     Checkpoint,
     Progress,
-    postponed_interrupts,
+    delayed_interrupts,
     set_random_state,
 )
-from going_modular.data_setup import set_epoch
-from going_modular.distributed import (
-    gradients_meet,
-    in_any_process,
+from going_modular.training.distributed import (
+    any_process,
+    full_tensor,
     process_count,
     sum_over_processes,
-    whole,
+    sync_gradients,
 )
 from going_modular.utils import autocast, get_device
 
@@ -159,7 +159,7 @@ def take_step(
         count = len(labels)  # 0 if the images only stand in, see `distributed.py`
         if method.mix is not None and count:
             images, labels = method.mix(images, labels)
-        with gradients_meet(model, number == len(batches)):
+        with sync_gradients(model, number == len(batches)):
             with autocast(device, method.precision):
                 logits = model(images)
                 loss = loss_fn(logits, labels) if count else 0 * logits.sum()
@@ -179,7 +179,7 @@ def take_step(
     if method.average is not None:
         method.average.update_parameters(model)
     sums = sum_over_processes([loss_sum, correct, mine])
-    return Step(*sums, whole(norm).item(), lr, len(batches))
+    return Step(*sums, full_tensor(norm).item(), lr, len(batches))
 
 
 def steps_of(
@@ -240,9 +240,7 @@ def train_step(
         ValueError: if there is no batch.
     """
     sums, method = [0.0] * 5, method or Method()
-    for step in steps_of(
-        model, dataloader, loss_fn, optimizer, device, epoch, progress, method
-    ):
+    for step in steps_of(model, dataloader, loss_fn, optimizer, device, epoch, progress, method):
         sums = add_step(sums, step)
     return averages(*sums[:3])
 
@@ -361,27 +359,30 @@ def train(
         at, random_state = checkpoint.load(model, optimizer, method)
     evaluated = model if method.average is None else method.average.module
     try:
-        with postponed_interrupts(checkpoint is not None) as stop_requested:
+        with delayed_interrupts(checkpoint is not None) as stop_requested:
             while at.epoch <= epochs:
                 set_epoch(train_dataloader, at.epoch)
-                batches = rest_of_epoch(train_dataloader, at.batch, random_state)
+                batches = remaining_batches(train_dataloader, at.batch, random_state)
                 random_state = None
                 steps = steps_of(
-                    model, batches, loss_fn, optimizer, device, at.epoch, progress,
-                    method, at.batch,
-                )  # fmt: skip
+                    model, batches, loss_fn, optimizer, device, at.epoch, progress, method, at.batch
+                )
                 for step in steps:
                     at.batch, at.lr = at.batch + step.batches, step.lr
                     at.sums = add_step(at.sums, step)
                     if on_step is not None:
                         on_step(at.epoch, step)
-                    if checkpoint is not None and in_any_process(stop_requested()):
+                    if checkpoint is not None and any_process(stop_requested()):
                         checkpoint.save(model, optimizer, method, at)
                         raise KeyboardInterrupt(f"saved in {checkpoint.path}")
                 test_loss, counts = evaluate(
-                    evaluated, test_dataloader, test_loss_fn or loss_fn, device,
-                    at.epoch, method.precision,
-                )  # fmt: skip
+                    evaluated,
+                    test_dataloader,
+                    test_loss_fn or loss_fn,
+                    device,
+                    at.epoch,
+                    method.precision,
+                )
                 of_epoch = summary(at, test_loss, counts)
                 for name, value in of_epoch.items():
                     at.results.setdefault(name, []).append(value)
@@ -392,14 +393,14 @@ def train(
                 at.epoch, at.batch, at.sums = at.epoch + 1, 0, [0.0] * 5
                 if checkpoint is not None:
                     checkpoint.save(model, optimizer, method, at)
-                    if in_any_process(stop_requested()):
+                    if any_process(stop_requested()):
                         raise KeyboardInterrupt(f"saved in {checkpoint.path}")
     finally:
         set_epoch(train_dataloader, 0)  # who looks at a batch sees that of before
     return at.results
 
 
-def rest_of_epoch(
+def remaining_batches(
     dataloader: Batches, done: int, random_state: dict | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """A data loader's batches but for those done, with the random numbers of then.
@@ -432,9 +433,7 @@ def summary(at: Progress, test_loss: float, counts: torch.Tensor) -> dict:
     }
 
 
-def print_epoch(
-    epoch: int, epochs: int, results: dict, said: torch.Tensor, test_name: str
-) -> None:
+def print_epoch(epoch: int, epochs: int, results: dict, said: torch.Tensor, test_name: str) -> None:
     """One line on an epoch, and a second one if the model has collapsed."""
     print(
         f"epoch {epoch:{len(str(epochs))}}/{epochs} | "
@@ -444,10 +443,7 @@ def print_epoch(
         f"accuracy {results['test_acc']:.4f}"
     )
     if results["collapsed"]:
-        print(
-            f"  collapsed: all {said.sum()} {test_name} images are called "
-            f"class {said.argmax()}"
-        )
+        print(f"  collapsed: all {said.sum()} {test_name} images are called class {said.argmax()}")
 
 
 @torch.no_grad()

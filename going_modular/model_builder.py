@@ -17,18 +17,14 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import stochastic_depth as leave_out
 
-from going_modular.position_embedding import (
-    interpolate_pos_embedding,
-    join_axes,
-    start_pos_embedding,
-)
-from going_modular.vit_config import (
+from going_modular.vit.config import (
     VIT_CONFIGS,
     ViTConfig,
     check_choice,
     check_divisible,
     check_size,
 )
+from going_modular.vit.positions import init_pos_embedding, interpolate_pos_embedding, join_axes
 
 
 def init_lecun_normal_(layer: nn.Linear | nn.Conv2d) -> None:
@@ -52,9 +48,7 @@ class PatchEmbedding(nn.Module):
         ValueError: in `forward`, if the images do not fit, naming both shapes.
     """
 
-    def __init__(
-        self, in_channels: int = 3, patch_size: int = 16, embedding_dim: int = 768
-    ):
+    def __init__(self, in_channels: int = 3, patch_size: int = 16, embedding_dim: int = 768):
         super().__init__()
         check_size("in_channels", in_channels)
         check_size("patch_size", patch_size)
@@ -226,7 +220,7 @@ class ViT(nn.Module):
             self.class_token = nn.Parameter(torch.zeros(1, 1, D))
         else:  # the mean of the patches needs none (D.3): no tokens in its place
             self.class_token = nn.Buffer(torch.zeros(1, 0, D), persistent=False)
-        self.pos_embedding = start_pos_embedding(
+        self.pos_embedding = init_pos_embedding(
             config.pos_embedding, config.grid, D, self.class_token.shape[1]
         )
         self.dropout = nn.Dropout(config.dropout)
@@ -236,10 +230,7 @@ class ViT(nn.Module):
         L, last = config.num_layers, config.stochastic_depth
         depths = [last * layer / max(L - 1, 1) for layer in range(L)]
         self.encoder = nn.Sequential(
-            *(
-                TransformerEncoderBlock(D, **settings, stochastic_depth=depth)
-                for depth in depths
-            )
+            *(TransformerEncoderBlock(D, **settings, stochastic_depth=depth) for depth in depths)
         )
         self.norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
         self.representation = nn.Identity()
@@ -275,9 +266,7 @@ class ViT(nn.Module):
         z = torch.cat([class_token, patches], dim=1)  # (B, N+1, D)
         return self.dropout(z + self.positions(grid))  # equation 1
 
-    def forward_features(
-        self, images: torch.Tensor, interpolate: bool = False
-    ) -> torch.Tensor:
+    def forward_features(self, images: torch.Tensor, interpolate: bool = False) -> torch.Tensor:
         """All tokens after the final LayerNorm: (B, C, H, W) -> (B, N+1, D)."""
         z_0 = self.embed(images, interpolate)
         z_L = self.encoder(z_0)  # equations 2 and 3, L times: (B, N+1, D)
@@ -300,7 +289,5 @@ def create_vit(name: str, **overrides) -> ViT:
         TypeError: if an override is no field of `ViTConfig`.
     """
     if name not in VIT_CONFIGS:
-        raise ValueError(
-            f"no ViT called {name!r}: choose from {', '.join(VIT_CONFIGS)}"
-        )
+        raise ValueError(f"no ViT called {name!r}: choose from {', '.join(VIT_CONFIGS)}")
     return ViT(replace(VIT_CONFIGS[name], **overrides))

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from going_modular.classifier_file import read_vit
-from going_modular.data_setup import Transform, load_image
+from going_modular.images.reading import load_image
+from going_modular.images.transforms import Transform, evaluation_transform
 from going_modular.utils import get_device
-from going_modular.weights import evaluation_transform
+from going_modular.vit.files import read_vit
 
 
 class Prediction(NamedTuple):
@@ -110,15 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("photo", type=Path)
     parser.add_argument(
-        "--weights",
-        type=Path,
-        required=True,
-        help="the vit.safetensors that the training wrote",
+        "--weights", type=Path, required=True, help="the vit.safetensors that the training wrote"
     )
     parser.add_argument(
-        "--output",
-        type=Path,
-        help="the picture to write (default: <photo>_prediction.png, here)",
+        "--output", type=Path, help="the picture to write (default: <photo>_prediction.png, here)"
     )
     options = parser.parse_args(arguments)
     try:
@@ -127,9 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "class_names" not in notes:
             raise ValueError(f"{options.weights.name} does not name its classes")
         transform = evaluation_transform(vit.config.image_size)
-        prediction = predict_image(
-            vit, image, notes["class_names"], transform, get_device()
-        )
+        prediction = predict_image(vit, image, notes["class_names"], transform, get_device())
     except (OSError, ValueError) as error:
         parser.error(str(error))
     print(prediction.label)

@@ -4,31 +4,46 @@ import json
 import os
 import platform
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
+from platformdirs import user_cache_path
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parent
+# The checkout that the package lies in; None where pip installed it.
+CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else None
 SIZES = ("smoke", "cpu", "paper")
-# With these, colours of photos have mean 0 and deviation 1, as start values expect it
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
-def repository_path(path: str | Path) -> Path:
-    """`path`, seen from the repository's root and not from the working directory.
+def project_path(path: str | Path) -> Path:
+    """An absolute path; a relative one starts at the checkout, if there is one.
 
-    Notebooks run in `notebooks/`, tests and scripts elsewhere: a relative path has
-    to mean the same folder in all of them. Absolute paths stay as they are.
+    Notebooks run in `notebooks/`, tests and scripts elsewhere: in a checkout, a
+    relative path means the same folder in all of them. Where pip installed the
+    package, it starts at the working directory, as for any other program.
     """
-    return REPOSITORY / Path(path).expanduser()
+    return (CHECKOUT or Path.cwd()) / Path(path).expanduser()
+
+
+def data_dir() -> Path:
+    """The folder for images that were downloaded or drawn.
+
+    The environment variable FOODVISION_DATA, if it is set; else `data/` of the
+    checkout; else, where pip installed the package, the user's cache folder.
+    """
+    if chosen := os.environ.get("FOODVISION_DATA"):
+        return Path(chosen).expanduser().absolute()
+    if CHECKOUT:
+        return CHECKOUT / "data"
+    return user_cache_path("vit-paper-replicating") / "data"
 
 
 def set_seeds(seed: int = 42) -> None:
@@ -63,9 +78,7 @@ def get_size() -> str:
     default = "cpu" if get_device().type == "cpu" else "paper"
     size = os.environ.get("FOODVISION_SIZE") or default
     if size not in SIZES:
-        raise ValueError(
-            f"FOODVISION_SIZE={size!r}: expected one of {', '.join(SIZES)}"
-        )
+        raise ValueError(f"FOODVISION_SIZE={size!r}: expected one of {', '.join(SIZES)}")
     return size
 
 
@@ -89,9 +102,7 @@ def autocast(device: torch.device | str, precision: str) -> Iterator[None]:
         ValueError: if the precision is none of "float32", "bfloat16" and "float16".
     """
     if precision not in PRECISIONS:
-        raise ValueError(
-            f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}"
-        )
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     kind = torch.device(device).type
     with ExitStack() as stack:
         if precision != "float32":
@@ -117,9 +128,7 @@ def describe_environment() -> str:
 
 def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
     """How many numbers a model learns, or those of them that are not frozen."""
-    return sum(
-        p.numel() for p in model.parameters() if p.requires_grad or not trainable_only
-    )
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
 def count_multiply_adds(model: nn.Module, images: torch.Tensor) -> int:
@@ -140,6 +149,15 @@ def count_multiply_adds(model: nn.Module, images: torch.Tensor) -> int:
     for module, training in modes:
         module.training = training
     return counter.get_total_flops() // 2
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence]) -> None:
+    """Print rows under a header; the first column to the left, the others right."""
+    cells = [[str(value) for value in row] for row in (header, *rows)]
+    widths = [max(len(value) for value in column) for column in zip(*cells, strict=True)]
+    for row in (cells[0], ["-" * width for width in widths], *cells[1:]):
+        first, *others = zip(row, widths, strict=True)
+        print("  ".join([first[0].ljust(first[1]), *(v.rjust(w) for v, w in others)]))
 
 
 @torch.no_grad()
@@ -165,7 +183,7 @@ def give_random_values(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a path to write to; the file takes its name once it is whole and on disk.
 
     Until then a file that was there before stays as it is, whatever happens.
@@ -181,7 +199,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 def append_line(path: Path, entry: dict) -> None:
     """Add one JSON line to a file, which never holds half a line."""
     lines = path.read_text(encoding="utf-8") if path.is_file() else ""
-    with written_whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text(f"{lines}{json.dumps(entry)}\n", encoding="utf-8")
 
 
@@ -196,15 +214,13 @@ def save_model(model: nn.Module, target_dir: str | Path, model_name: str) -> Pat
     """
     if not model_name.endswith((".pth", ".pt")):
         raise ValueError(f"model_name must end in .pth or .pt, got {model_name!r}")
-    path = repository_path(target_dir) / model_name
-    with written_whole(path) as unfinished:
+    path = project_path(target_dir) / model_name
+    with atomic_write(path) as unfinished:
         torch.save(model.state_dict(), unfinished)
     return path
 
 
-def load_model(
-    model: nn.Module, path: str | Path, device: torch.device | str = "cpu"
-) -> nn.Module:
+def load_model(model: nn.Module, path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
     """Fill `model` with the parameters that `save_model` wrote; return it in eval mode.
 
     Raises:
@@ -213,7 +229,7 @@ def load_model(
             message lists them).
         pickle.UnpicklingError: if the file holds anything but numbers.
     """
-    path = repository_path(path)
+    path = project_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no saved model at {path}: save one with save_model")
     # weights_only: a file of numbers cannot run code when it is opened.

@@ -52,10 +52,6 @@ def chromium():
         give_up = pytest.fail if os.environ.get("CI") else pytest.skip
         give_up("no Chromium on this machine")
     quiet = "background-networking component-update sync quic gpu".split()
-    options = [
-        "--no-sandbox",
-        "--no-first-run",
-        *(f"--disable-{name}" for name in quiet),
-    ]
+    options = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
     with sync_api.sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=program, args=options)

@@ -17,15 +17,21 @@ from torch.utils.data import Dataset, TensorDataset
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_vit import tiny_vit
 
-from going_modular.checkpoints import Checkpoint
-from going_modular.distributed import SHARDINGS, process_rank, processes
-from going_modular.recipes import Recipe
-from going_modular.train import fit
+from going_modular.training.checkpoints import Checkpoint
+from going_modular.training.distributed import SHARDINGS, process_rank, processes
+from going_modular.training.fit import fit
+from going_modular.training.recipes import Recipe
 
 RECIPE = Recipe(
-    epochs=7, batch_size=4, lr=3e-3, weight_decay=0.1, schedule="cosine",
-    warmup_steps=3, clip_norm=1.0, label_smoothing=0.1,
-)  # fmt: skip
+    epochs=7,
+    batch_size=4,
+    lr=3e-3,
+    weight_decay=0.1,
+    schedule="cosine",
+    warmup_steps=3,
+    clip_norm=1.0,
+    label_smoothing=0.1,
+)
 
 
 class Broken(Dataset):
@@ -43,9 +49,7 @@ class Broken(Dataset):
         return self.dataset[index]
 
 
-def train_small(
-    device, sharding="ddp", checkpoint=None, stop=False, broken=False, accumulate=1
-):
+def train_small(device, sharding="ddp", checkpoint=None, stop=False, broken=False, accumulate=1):
     """21 steps without dropout and augmentation; what they did, as plain types."""
     torch.manual_seed(0)
     images = torch.rand(9, 3, 32, 32)  # batches of 4, 4 and 1

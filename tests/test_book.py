@@ -11,7 +11,7 @@ from urllib.parse import unquote, urldefrag, urljoin
 
 import pytest
 
-from going_modular.utils import REPOSITORY
+from going_modular.utils import CHECKOUT
 
 pytest.importorskip("myst_nb", reason="pip install -r requirements/book.txt")
 pytestmark = pytest.mark.slow
@@ -22,9 +22,7 @@ def book(tmp_path_factory):
     """The folder of a fresh build, in which every warning is an error."""
     folder = tmp_path_factory.mktemp("book")
     command = "-m sphinx --fail-on-warning --keep-going -q -c docs ."
-    subprocess.run(
-        [sys.executable, *command.split(), folder], cwd=REPOSITORY, check=True
-    )
+    subprocess.run([sys.executable, *command.split(), folder], cwd=CHECKOUT, check=True)
     return folder
 
 
@@ -66,16 +64,14 @@ class Page(HTMLParser):
 
 def test_all_notebooks_and_texts_are_pages(book):
     pages = pages_of(book)
-    for path in REPOSITORY.glob("notebooks/**/[0-9]*.ipynb"):
-        assert path.relative_to(REPOSITORY).with_suffix(".html").as_posix() in pages
+    for path in CHECKOUT.glob("notebooks/**/[0-9]*.ipynb"):
+        assert path.relative_to(CHECKOUT).with_suffix(".html").as_posix() in pages
     for name in ("index", "docs/index", "docs/glossary", "docs/at_a_glance", "README"):
         assert f"{name}.html" in pages
 
 
 def test_every_link_leads_somewhere_and_nothing_is_loaded_from_elsewhere(book):
-    pages = {
-        name: Page((book / name).read_text(encoding="utf-8")) for name in pages_of(book)
-    }
+    pages = {name: Page((book / name).read_text(encoding="utf-8")) for name in pages_of(book)}
     for name, page in pages.items():
         for tag, link in page.links:
             if re.match("https?:|mailto:", link):
@@ -112,9 +108,7 @@ def page(chromium, site):
         return route.continue_()
 
     context.route("**/*", only_here)
-    page.on(
-        "console", lambda m: m.type in ("error", "warning") and wrong.append(m.text)
-    )
+    page.on("console", lambda m: m.type in ("error", "warning") and wrong.append(m.text))
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("requestfailed", lambda request: wrong.append(f"failed: {request.url}"))
     yield page
@@ -144,10 +138,7 @@ def test_every_page_is_whole_on_a_phone_without_other_hosts(page, site, book):
         seen = page.evaluate(LOOK)
         assert page.wrong == [], (name, page.wrong)
         assert seen["width"] <= 390, (name, seen)
-        assert seen["broken"] == [] and seen["plain"] == seen["errors"] == 0, (
-            name,
-            seen,
-        )
+        assert seen["broken"] == [] and seen["plain"] == seen["errors"] == 0, (name, seen)
         equations += seen["equations"]
     assert equations > 50  # so the check above looks at what there is
 

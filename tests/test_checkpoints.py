@@ -10,24 +10,35 @@ from test_engine import loader, tiny_vit
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from going_modular import checkpoints, engine, recipes
-from going_modular.checkpoints import Checkpoint
+from going_modular import engine
 from going_modular.data_setup import Augmented
-from going_modular.recipes import Recipe
+from going_modular.training import checkpoints, recipes
+from going_modular.training.checkpoints import Checkpoint
+from going_modular.training.recipes import Recipe
 
 RECIPE = Recipe(
-    epochs=3, batch_size=4, lr=1e-2, weight_decay=0.1, schedule="cosine",
-    warmup_steps=2, clip_norm=1.0, dropout=0.2, stochastic_depth=0.2, crop_scale=0.3,
-    flip=True, color_jitter=0.3, mixup=0.5, cutmix=0.5, average_decay=0.9,
-)  # fmt: skip
+    epochs=3,
+    batch_size=4,
+    lr=1e-2,
+    weight_decay=0.1,
+    schedule="cosine",
+    warmup_steps=2,
+    clip_norm=1.0,
+    dropout=0.2,
+    stochastic_depth=0.2,
+    crop_scale=0.3,
+    flip=True,
+    color_jitter=0.3,
+    mixup=0.5,
+    cutmix=0.5,
+    average_decay=0.9,
+)
 STEPS = 9  # 3 epochs of 11 images in batches of 4, 4 and 3
 
 
 def pictures():
     torch.manual_seed(0)
-    return TensorDataset(
-        (255 * torch.rand(11, 3, 20, 20)).to(torch.uint8), torch.arange(11) % 3
-    )
+    return TensorDataset((255 * torch.rand(11, 3, 20, 20)).to(torch.uint8), torch.arange(11) % 3)
 
 
 def images_of(kind):
@@ -157,7 +168,7 @@ def heeded():
 
 def test_a_second_interrupt_is_obeyed_at_once(heeded):
     with pytest.raises(KeyboardInterrupt):
-        with checkpoints.postponed_interrupts() as asked:
+        with checkpoints.delayed_interrupts() as asked:
             assert not asked()
             interrupt()
             assert asked()
@@ -165,9 +176,7 @@ def test_a_second_interrupt_is_obeyed_at_once(heeded):
     assert signal.getsignal(signal.SIGINT) is heeded
 
 
-def test_a_file_cut_short_while_writing_does_not_harm_the_old_one(
-    tmp_path, monkeypatch
-):
+def test_a_file_cut_short_while_writing_does_not_harm_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "c.pt"
     run(path, stop_after=4, how=fall_over)
     before = path.read_bytes()
@@ -186,9 +195,7 @@ def test_another_runs_checkpoint_is_refused_and_says_what_differs(tmp_path):
     layer = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     arguments = (layer, optimizer, engine.Method())
-    Checkpoint(tmp_path / "c.pt", {"lr": 0.1, "seed": 1}).save(
-        *arguments, checkpoints.Progress()
-    )
+    Checkpoint(tmp_path / "c.pt", {"lr": 0.1, "seed": 1}).save(*arguments, checkpoints.Progress())
     Checkpoint(tmp_path / "c.pt", {"lr": 0.1, "seed": 1}).load(*arguments)
     with pytest.raises(ValueError, match=r"\(lr: 0.1 there, 0.3 here\)"):
         Checkpoint(tmp_path / "c.pt", {"lr": 0.3, "seed": 1}).load(*arguments)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from going_modular import claims, experiments, notebooks
-from going_modular.claims import AMOUNTS, LR, MODELS, POINTS, ridge_probe
+from going_modular.experiments import claims, folds, sweeps
+from going_modular.experiments.claims import AMOUNTS, LR, MODELS, POINTS, ridge_probe
+from going_modular.publishing import notebooks
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def few_drawings(tmp_path, monkeypatch):
 def test_the_stored_results_are_all_there_once_and_of_these_settings():
     points = claims.points_of(list(POINTS), seeds=3)
     assert len(points) == 72
-    lines = experiments.read_results("claims")
+    lines = sweeps.read_results("claims")
     stored = [{name: line[name] for name in points[0]} for line in lines]
     assert sorted(stored, key=str) == sorted(points, key=str)
     assert all(0 < line["right"] < claims.BLOCK for line in lines)
@@ -42,10 +43,10 @@ def test_the_stored_results_are_all_there_once_and_of_these_settings():
 
 
 def test_lines_of_other_settings_do_not_count(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    monkeypatch.setattr(sweeps, "RESULTS", tmp_path)
     line = claims.points_of(["data"], seeds=1)[0] | {"right": 300}
     for each in (line, line | {"settings": "others"}, line | {"model": "VGG"}):
-        experiments.append_line(tmp_path / "claims.jsonl", each)
+        folds.append_line(tmp_path / "claims.jsonl", each)
     assert claims.accuracies() == {("ViT", 150, LR): [0.5]}
 
 
@@ -85,17 +86,13 @@ def test_seeds_learn_from_other_drawings_while_there_are_enough(few_drawings):
     assert len(images[:12].unique(dim=0)) == 12  # four seeds, twelve drawings
     assert torch.equal(by_seed[4][0], by_seed[0][0])
     everything, labels = claims.training_images(12, seed=1).tensors
-    assert (
-        torch.equal(everything, images[:12]) and labels.bincount().tolist() == [4] * 3
-    )
+    assert torch.equal(everything, images[:12]) and labels.bincount().tolist() == [4] * 3
     held_out = claims.drawings(2).flatten(1)
     assert not (held_out[:, None] == everything.flatten(1)).all(dim=2).any()
 
 
 def test_a_point_can_be_repeated(few_drawings):
-    first, again, other = (
-        claims.run_point("ViT", 6, LR, seed, steps=4) for seed in (0, 0, 1)
-    )
+    first, again, other = (claims.run_point("ViT", 6, LR, seed, steps=4) for seed in (0, 0, 1))
     for results in (first, again, other):
         assert results.pop("seconds") >= 0
     assert first == again != other
@@ -122,9 +119,7 @@ def test_the_probe_is_ridge_regression(shape, ridge):
     targets = np.eye(3)[labels] * 2 - 1
     theirs = Ridge(alpha=ridge).fit((X - mean) / std, targets)
     expected = torch.tensor(theirs.predict((new - mean) / std)).float()
-    torch.testing.assert_close(
-        ridge_probe(X, labels, ridge)(new), expected, rtol=1e-3, atol=1e-4
-    )
+    torch.testing.assert_close(ridge_probe(X, labels, ridge)(new), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_the_probe_ignores_a_feature_that_says_nothing():
@@ -132,9 +127,7 @@ def test_the_probe_ignores_a_feature_that_says_nothing():
     nearly = 0.1 + torch.tensor([0.0, 1e-8] * 4 + [0.0])[:, None]  # by rounding
     same = torch.cat([X, nearly], dim=1)
     other = torch.cat([X, torch.full((9, 1), 7.0)], dim=1)
-    torch.testing.assert_close(
-        ridge_probe(same, labels)(other), ridge_probe(X, labels)(X)
-    )
+    torch.testing.assert_close(ridge_probe(same, labels)(other), ridge_probe(X, labels)(X))
 
 
 def test_notebook_13_says_what_the_results_say():
@@ -152,9 +145,7 @@ def test_notebook_13_says_what_the_results_say():
         assert abs(curve[3] - curve[2]) < 0.01  # "flat within their errors"
     learnt = [accuracy(k) - accuracy("no positions") for k in ("ViT", "2-D positions")]
     assert 0.01 <= min(learnt) and max(learnt) <= 0.0255  # "0.01 to 0.025"
-    sines, ours = (
-        by_point[name, claims.USUAL, LR] for name in ("sines and cosines", "ViT")
-    )
+    sines, ours = (by_point[name, claims.USUAL, LR] for name in ("sines and cosines", "ViT"))
     gain, error = 0.033, ((stdev(sines) ** 2 + stdev(ours) ** 2) / 3) ** 0.5
     assert round(mean(sines) - mean(ours), 3) == gain < 2 * error
     best_vit = max(accuracy(name) for name in (*claims.SCALED, "larger ViT"))
@@ -164,8 +155,7 @@ def test_notebook_13_says_what_the_results_say():
     assert max(accuracy("deeper"), accuracy("wider")) < accuracy("ViT")
     assert accuracy("smaller patches") == best_vit
     behind = [
-        accuracy("ViT", lr=lr) - accuracy("mean of patches", lr=lr)
-        for lr in (3e-4, 1e-3, 3e-3)
+        accuracy("ViT", lr=lr) - accuracy("mean of patches", lr=lr) for lr in (3e-4, 1e-3, 3e-3)
     ]
     assert 0 < behind[0] < behind[1] < behind[2]
     for name in ("ViT", "mean of patches"):

@@ -16,8 +16,11 @@ import torch
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from going_modular import data_setup, synthetic_food
-from going_modular.data_setup import DownloadError, download_data, load_image
+from going_modular import data_setup
+from going_modular.drawings import synthetic_food
+from going_modular.images import checksums, downloads, sources
+from going_modular.images.downloads import DownloadError, download_data
+from going_modular.images.reading import load_image
 
 FILES = {"train/pizza/1.txt": b"one", "test/pizza/2.txt": b"two"}
 
@@ -78,8 +81,8 @@ def data_dir(tmp_path, monkeypatch):
     data_dir.mkdir()
     checksums = data_dir / "pizza_steak_sushi.sha256"
     checksums.write_text(listed(FILES))
-    monkeypatch.setattr(data_setup, "DATA_DIR", data_dir)
-    monkeypatch.setattr(data_setup, "PHOTO_CHECKSUMS", checksums)
+    monkeypatch.setenv("FOODVISION_DATA", str(data_dir))
+    monkeypatch.setattr(sources, "PHOTO_CHECKSUMS", checksums)
     return data_dir
 
 
@@ -92,15 +95,12 @@ def nothing_left(data_dir):
 
 def test_download_unpacks_and_a_second_call_asks_nobody(server, data_dir):
     server.answers["/food.zip"] = zip_of(FILES)
-    folder = download_data(f"{server.url}/food.zip", "food", data_setup.PHOTO_CHECKSUMS)
+    folder = download_data(f"{server.url}/food.zip", "food", sources.PHOTO_CHECKSUMS)
     assert folder == data_dir / "food"
     assert (folder / "train/pizza/1.txt").read_bytes() == b"one"
     assert download_data(f"{server.url}/food.zip", "food") == folder
     assert server.asked == ["/food.zip"]
-    assert sorted(p.name for p in data_dir.iterdir()) == [
-        "food",
-        "pizza_steak_sushi.sha256",
-    ]
+    assert sorted(p.name for p in data_dir.iterdir()) == ["food", "pizza_steak_sushi.sha256"]
 
 
 def test_download_from_a_local_file(data_dir, tmp_path):
@@ -129,7 +129,7 @@ def test_download_from_a_local_file(data_dir, tmp_path):
 def test_a_bad_download_says_why_and_leaves_nothing(server, data_dir, answer, words):
     server.answers["/food.zip"] = answer
     with pytest.raises(DownloadError, match=words):
-        download_data(f"{server.url}/food.zip", "food", data_setup.PHOTO_CHECKSUMS)
+        download_data(f"{server.url}/food.zip", "food", sources.PHOTO_CHECKSUMS)
     assert nothing_left(data_dir)
     assert not (data_dir.parent / "evil.txt").exists()
 
@@ -143,7 +143,7 @@ def test_no_network_and_missing_files(data_dir, tmp_path):
 
 
 def test_a_server_that_stalls_is_given_up(server, data_dir, monkeypatch):
-    monkeypatch.setattr(data_setup, "TIMEOUT", (1, 0.2))
+    monkeypatch.setattr(downloads, "TIMEOUT", (1, 0.2))
     server.answers["/food.zip"] = (zip_of(FILES) * 50, "stall")
     started = time.perf_counter()
     with pytest.raises(DownloadError, match="in time|connection failed"):
@@ -168,7 +168,7 @@ def test_killed_half_way_leaves_nothing_that_passes_for_the_data(server, data_di
     child.wait()
     assert not (data_dir / "food").exists()
     server.answers["/food.zip"] = zip_of(FILES)
-    folder = download_data(f"{server.url}/food.zip", "food", data_setup.PHOTO_CHECKSUMS)
+    folder = download_data(f"{server.url}/food.zip", "food", sources.PHOTO_CHECKSUMS)
     assert (folder / "train/pizza/1.txt").read_bytes() == b"one"
 
 
@@ -176,8 +176,8 @@ def test_a_partial_folder_is_replaced_and_kept_aside(server, data_dir):
     (data_dir / "food" / "train").mkdir(parents=True)
     (data_dir / "food" / "train" / "mine.txt").write_text("my own")
     server.answers["/food.zip"] = zip_of(FILES)
-    folder = download_data(f"{server.url}/food.zip", "food", data_setup.PHOTO_CHECKSUMS)
-    assert not data_setup.differences(folder, data_setup.PHOTO_CHECKSUMS)
+    folder = download_data(f"{server.url}/food.zip", "food", sources.PHOTO_CHECKSUMS)
+    assert not checksums.differences(folder, sources.PHOTO_CHECKSUMS)
     (aside,) = data_dir.glob("food.incomplete-*/food/train/mine.txt")
     assert aside.read_text() == "my own"
 
@@ -185,21 +185,21 @@ def test_a_partial_folder_is_replaced_and_kept_aside(server, data_dir):
 def test_another_process_that_was_faster_is_left_alone(server, data_dir, monkeypatch):
     """The folder appears, whole, while the zip file is still being unpacked."""
     server.answers["/food.zip"] = zip_of(FILES)
-    unpack = data_setup.unpack
+    unpack = downloads.unpack
 
     def unpack_slowly(archive, folder, source):
         unpack(archive, folder, source)
         unpack(archive, data_dir / "food", source)
 
-    monkeypatch.setattr(data_setup, "unpack", unpack_slowly)
-    folder = download_data(f"{server.url}/food.zip", "food", data_setup.PHOTO_CHECKSUMS)
+    monkeypatch.setattr(downloads, "unpack", unpack_slowly)
+    folder = download_data(f"{server.url}/food.zip", "food", sources.PHOTO_CHECKSUMS)
     assert folder.is_dir() and not list(data_dir.glob("*incomplete*"))
 
 
 def test_a_relative_source_starts_at_the_repository(data_dir, tmp_path, monkeypatch):
     (tmp_path / "sources").mkdir()
     (tmp_path / "sources" / "food.zip").write_bytes(zip_of(FILES))
-    monkeypatch.setattr(data_setup, "repository_path", lambda path: tmp_path / path)
+    monkeypatch.setattr(data_setup, "project_path", lambda path: tmp_path / path)
     assert (download_data("sources/food.zip", "food") / "train/pizza/1.txt").is_file()
 
 
@@ -216,9 +216,7 @@ def test_an_empty_folder_does_not_pass_for_the_data(server, data_dir):
 @pytest.fixture
 def mirror(server, monkeypatch):
     photo = b"a photo"
-    monkeypatch.setattr(
-        data_setup, "CUSTOM_PHOTO_SHA256", hashlib.sha256(photo).hexdigest()
-    )
+    monkeypatch.setattr(sources, "CUSTOM_PHOTO_SHA256", hashlib.sha256(photo).hexdigest())
     return {"pizza_steak_sushi.zip": zip_of(FILES), "04-pizza-dad.jpeg": photo}
 
 
@@ -239,16 +237,14 @@ def test_images_from_a_folder(mirror, data_dir, tmp_path, monkeypatch):
     assert data_setup.get_food_images().custom_photo.read_bytes() == b"a photo"
 
 
-def test_auto_takes_what_is_there_or_asks_the_course(
-    server, mirror, data_dir, monkeypatch
-):
+def test_auto_takes_what_is_there_or_asks_the_course(server, mirror, data_dir, monkeypatch):
     monkeypatch.delenv("FOODVISION_SOURCE", raising=False)
-    monkeypatch.setattr(data_setup, "COURSE", server.url)
+    monkeypatch.setattr(sources, "COURSE", server.url)
     server.answers["/data/pizza_steak_sushi.zip"] = mirror["pizza_steak_sushi.zip"]
     server.answers["/images/04-pizza-dad.jpeg"] = mirror["04-pizza-dad.jpeg"]
     food = data_setup.get_food_images()
     assert len(server.asked) == 2
-    monkeypatch.setattr(data_setup, "COURSE", "http://127.0.0.1:9")
+    monkeypatch.setattr(sources, "COURSE", "http://127.0.0.1:9")
     assert data_setup.get_food_images() == food
 
 
@@ -270,7 +266,7 @@ def few_drawings(monkeypatch):
 
 def test_synthetic_asks_nobody(server, data_dir, few_drawings, monkeypatch):
     monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")
-    monkeypatch.setattr(data_setup, "COURSE", server.url)
+    monkeypatch.setattr(sources, "COURSE", server.url)
     food = data_setup.get_food_images()
     assert food.source == "drawn food (300 pictures)" and not server.asked
     assert food.train_dir == data_dir / "synthetic_food" / "train"
@@ -279,11 +275,9 @@ def test_synthetic_asks_nobody(server, data_dir, few_drawings, monkeypatch):
 
 
 @pytest.mark.parametrize("there", ["nothing", "half of the photos"])
-def test_auto_draws_where_the_photos_cannot_be_had(
-    data_dir, few_drawings, monkeypatch, there
-):
+def test_auto_draws_where_the_photos_cannot_be_had(data_dir, few_drawings, monkeypatch, there):
     monkeypatch.delenv("FOODVISION_SOURCE", raising=False)
-    monkeypatch.setattr(data_setup, "COURSE", "http://127.0.0.1:9")
+    monkeypatch.setattr(sources, "COURSE", "http://127.0.0.1:9")
     half = data_dir / "pizza_steak_sushi" / "train" / "pizza" / "1.txt"
     if there != "nothing":
         half.parent.mkdir(parents=True)
@@ -296,7 +290,7 @@ def test_auto_draws_where_the_photos_cannot_be_had(
 
 def test_a_network_that_swallows_everything_costs_seconds(data_dir, monkeypatch):
     """As a name server does that never answers: no timeout of requests covers it."""
-    monkeypatch.setattr(data_setup, "PATIENCE", 0.2)
+    monkeypatch.setattr(downloads, "PATIENCE", 0.2)
     monkeypatch.setattr(data_setup.requests, "get", lambda *_, **__: time.sleep(30))
     started = time.perf_counter()
     with pytest.raises(DownloadError, match="No answer in time"):
@@ -304,13 +298,11 @@ def test_a_network_that_swallows_everything_costs_seconds(data_dir, monkeypatch)
     assert time.perf_counter() - started < 2 and nothing_left(data_dir)
 
 
-def test_a_closed_data_folder_leaves_the_drawings_elsewhere(
-    few_drawings, tmp_path, monkeypatch
-):
+def test_a_closed_data_folder_leaves_the_drawings_elsewhere(few_drawings, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(data_setup, "DATA_DIR", tmp_path / "file" / "data")
-    monkeypatch.setattr(data_setup, "COURSE", "http://127.0.0.1:9")
+    monkeypatch.setenv("FOODVISION_DATA", str(tmp_path / "file" / "data"))
+    monkeypatch.setattr(sources, "COURSE", "http://127.0.0.1:9")
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
     monkeypatch.delenv("FOODVISION_SOURCE", raising=False)
     food = data_setup.get_food_images()
@@ -318,18 +310,16 @@ def test_a_closed_data_folder_leaves_the_drawings_elsewhere(
     assert food.custom_photo.is_file()
 
 
-def test_a_mirror_and_a_data_folder_that_cannot_be_written(
-    mirror, tmp_path, monkeypatch
-):
+def test_a_mirror_and_a_data_folder_that_cannot_be_written(mirror, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setattr(data_setup, "DATA_DIR", tmp_path / "file" / "data")
+    monkeypatch.setenv("FOODVISION_DATA", str(tmp_path / "file" / "data"))
     monkeypatch.setenv("FOODVISION_SOURCE", str(tmp_path))
     with pytest.raises(DownloadError, match="could not be had"):
         data_setup.get_food_images()
 
 
 def test_the_list_of_hashes_names_the_published_counts():
-    names = [line.split()[1] for line in data_setup.PHOTO_CHECKSUMS.open()]
+    names = [line.split()[1] for line in sources.PHOTO_CHECKSUMS.open()]
     folders = [name.rsplit("/", 1)[0] for name in names]
     counts = {folder: folders.count(folder) for folder in sorted(set(folders))}
     assert counts == {
@@ -453,12 +443,7 @@ def test_dataloaders(food_folder, to_tensor):
 def test_order_is_a_function_of_seed_and_epoch(food_folder, to_tensor):
     def labels(seed, epoch, workers=0):
         loader, _, _ = data_setup.create_dataloaders(
-            food_folder / "train",
-            food_folder / "test",
-            to_tensor,
-            4,
-            workers,
-            seed=seed,
+            food_folder / "train", food_folder / "test", to_tensor, 4, workers, seed=seed
         )
         loader.sampler.set_epoch(epoch)
         return torch.cat([images.sum(dim=(1, 2, 3)) for images, _ in loader]).tolist()
@@ -485,9 +470,7 @@ def test_training_images_may_have_a_transform_of_their_own(food_folder, to_tenso
 def test_folders_with_other_classes_are_refused(food_folder, to_tensor):
     (food_folder / "test" / "steak").rename(food_folder / "test" / "soup")
     with pytest.raises(ValueError, match="soup"):
-        data_setup.create_dataloaders(
-            food_folder / "train", food_folder / "test", to_tensor, 4
-        )
+        data_setup.create_dataloaders(food_folder / "train", food_folder / "test", to_tensor, 4)
 
 
 def test_split_keeps_proportions_and_shares_no_image(food_folder, to_tensor):
@@ -509,9 +492,7 @@ def test_small_classes_get_an_image_on_both_sides(food_folder, to_tensor):
     for name in ("pizza", "steak", "sushi"):
         for path in sorted((food_folder / "train" / name).iterdir())[2:]:
             path.unlink()
-    train, validation = data_setup.split_train_validation(
-        food_folder / "train", 0.2, 1, to_tensor
-    )
+    train, validation = data_setup.split_train_validation(food_folder / "train", 0.2, 1, to_tensor)
     assert len(train) == len(validation) == 3
     next((food_folder / "train" / "steak").iterdir()).unlink()
     with pytest.raises(ValueError, match="'steak' has one image"):
@@ -531,9 +512,7 @@ def test_split_refuses_impossible_fractions(food_folder, fraction):
 
 
 def test_load_into_memory(food_folder, to_tensor):
-    _, validation = data_setup.split_train_validation(
-        food_folder / "train", 0.5, 1, to_tensor
-    )
+    _, validation = data_setup.split_train_validation(food_folder / "train", 0.5, 1, to_tensor)
     data = data_setup.load_into_memory(validation)
     assert data.tensors[0].shape == (12, 3, 16, 16)
     assert torch.equal(data[3][0], validation[3][0])
@@ -547,9 +526,7 @@ def test_seed_epoch_and_index_decide_how_an_image_is_changed():
     data = TensorDataset(torch.zeros(3, 1), torch.arange(3))
 
     def images(seed=42, epoch=0, order=(0, 1, 2)):
-        augmented = data_setup.Augmented(
-            data, lambda image: image + torch.rand(1), seed
-        )
+        augmented = data_setup.Augmented(data, lambda image: image + torch.rand(1), seed)
         augmented.set_epoch(epoch)
         changed = {i: augmented[i][0].item() for i in order}
         return [changed[i] for i in range(3)]

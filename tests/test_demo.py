@@ -14,15 +14,15 @@ from PIL import Image
 from tiny_vit import tiny_vit
 
 from going_modular import data_setup, engine
-from going_modular.classifier_file import write_vit
-from going_modular.inspect_vit import attention_maps, attention_rollout, class_attention
+from going_modular.drawings.synthetic_food import draw
+from going_modular.images.transforms import evaluation_transform
 from going_modular.predictions import predict_image
-from going_modular.synthetic_food import draw
-from going_modular.weights import evaluation_transform
+from going_modular.vit.files import write_vit
+from going_modular.vit.inspect import attention_maps, attention_rollout, class_attention
 
 gr = pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
-from going_modular import demo  # noqa: E402 (it needs gradio)
+from going_modular.publishing import demo  # noqa: E402 (it needs gradio)
 
 pytestmark = pytest.mark.slow
 
@@ -76,9 +76,7 @@ def test_every_kind_of_picture_is_read(mode, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(31, 100), (100, 31), (32, 321), (500, 40)])
-def test_pictures_that_are_too_small_or_narrow_are_refused_by_their_size(
-    size, tmp_path
-):
+def test_pictures_that_are_too_small_or_narrow_are_refused_by_their_size(size, tmp_path):
     Image.new("RGB", size).save(tmp_path / "picture.png")
     with pytest.raises(ValueError, match=f"{size[0]} × {size[1]} pixels"):
         demo.read_picture(tmp_path / "picture.png")
@@ -182,9 +180,7 @@ def served(chromium):
         patch.setenv("GRADIO_TEMP_DIR", "restored afterwards")
         patch.setattr(demo, "build_page", build_page)
         ready, done = threading.Event(), threading.Event()
-        patch.setattr(
-            gr.Blocks, "block_thread", lambda page: ready.set() or done.wait()
-        )
+        patch.setattr(gr.Blocks, "block_thread", lambda page: ready.set() or done.wait())
         server = threading.Thread(target=demo.main, args=[["--port", str(port)]])
         server.start()
         try:
@@ -251,8 +247,7 @@ def probabilities_on(page):
     """As printed, by class."""
     page.wait_for_selector("#probabilities .confidence-set")
     names, numbers = (
-        page.locator(f"#probabilities .{part}").all_inner_texts()
-        for part in ("text", "confidence")
+        page.locator(f"#probabilities .{part}").all_inner_texts() for part in ("text", "confidence")
     )
     return dict(zip(names, numbers, strict=True))
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny_vit import TINY
 
-from going_modular import diagrams
 from going_modular.model_builder import TransformerEncoderBlock, ViT, ViTConfig
-from going_modular.utils import repository_path
+from going_modular.publishing import diagrams
+from going_modular.utils import project_path
 
 SMALL = replace(TINY, num_classes=5, num_layers=3)
 
@@ -75,10 +75,10 @@ def test_the_equations_stand_beside_lines_that_exist():
 
 @pytest.mark.parametrize("theme", diagrams.THEMES)
 def test_the_stored_drawings_are_up_to_date(theme):
-    """Otherwise: `python -m going_modular.diagrams`."""
+    """Otherwise: `python -m going_modular.publishing.diagrams`."""
     config = ViTConfig(num_classes=3)
     for name, figure in diagrams.diagrams(config, diagrams.THEMES[theme]).items():
-        path = repository_path(diagrams.FOLDER) / f"{name}_{theme}.svg"
+        path = project_path(diagrams.FOLDER) / f"{name}_{theme}.svg"
         svg = path.read_text(encoding="utf-8")
         described = re.search("<dc:description>(.*?)</dc:description>", svg, re.S)[1]
         assert described.replace("&amp;", "&") == diagrams.words_of(figure)
@@ -89,11 +89,7 @@ def test_the_stored_drawings_are_up_to_date(theme):
 def test_every_text_lies_on_the_page_and_on_no_other():
     for figure in diagrams.diagrams(ViTConfig(num_classes=3), diagrams.LIGHT).values():
         figure.draw_without_rendering()
-        boxes = [
-            text.get_window_extent()
-            for text in figure.findobj(plt.Text)
-            if text.get_text()
-        ]
+        boxes = [text.get_window_extent() for text in figure.findobj(plt.Text) if text.get_text()]
         for i, box in enumerate(boxes):
             assert figure.bbox.containsx(box.x0) and figure.bbox.containsx(box.x1)
             assert figure.bbox.containsy(box.y0) and figure.bbox.containsy(box.y1)

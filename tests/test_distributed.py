@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from going_modular import train
-from going_modular.distributed import SHARDINGS, ShareOfBatches, distribute
+from going_modular.training.distributed import SHARDINGS, BatchShards, distribute
 
 
 def launch(*arguments, what=(distributed_worker.__file__,)):
@@ -75,28 +75,23 @@ def test_two_processes_stop_together_and_go_on_to_the_same_bits(sharding, double
 
 def test_the_command_on_two_processes_writes_what_one_writes(food_folder):
     """With augmentation: what an image looks like does not depend on who reads it."""
-    settings = [
-        "--data",
-        food_folder,
-        "--image-size",
-        24,
-        "--batch-size",
-        5,
-        "--epochs",
-    ]
+    settings = ["--data", food_folder, "--image-size", 24, "--batch-size", 5, "--epochs"]
     settings += [2, "--warmup-steps", 1, "--stochastic-depth", 0]
     train.main([str(word) for word in (*settings, "--output", food_folder / "one")])
     finished = launch(
-        *settings, "--output", food_folder / "two", "--sharding", "fsdp",
+        *settings,
+        "--output",
+        food_folder / "two",
+        "--sharding",
+        "fsdp",
         what=("-m", "going_modular.train"),
-    )  # fmt: skip
+    )
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert finished.stdout.count("test accuracy") == 1  # one process prints
     one, two = (food_folder / name for name in ("one", "two"))
     for name in ("train_loss", "train_acc", "test_loss", "test_acc"):
         first, second = (
-            [json.loads(line)[name] for line in (path / "log.jsonl").open()]
-            for path in (one, two)
+            [json.loads(line)[name] for line in (path / "log.jsonl").open()] for path in (one, two)
         )
         assert second == pytest.approx(first, abs=1e-5)
     first, second = (load_file(path / "vit.safetensors") for path in (one, two))
@@ -114,7 +109,7 @@ def test_a_process_that_fails_stops_all_with_its_own_error(tmp_path):
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_shares_hold_each_sample_once(count):
     batches = BatchSampler(SequentialSampler(range(10)), 4, drop_last=False)
-    shares = [list(ShareOfBatches(batches, rank, count)) for rank in range(count)]
+    shares = [list(BatchShards(batches, rank, count)) for rank in range(count)]
     assert {len(share) for share in shares} == {len(batches)} == {3}
     for number, batch in enumerate(batches):
         assert sorted(i for share in shares for i in share[number]) == batch

@@ -94,9 +94,7 @@ def run(seed, epochs=3):
     torch.manual_seed(seed)
     vit = tiny_vit()
     generator = torch.Generator().manual_seed(0)
-    data = TensorDataset(
-        torch.randn(11, 3, 16, 16, generator=generator), torch.arange(11) % 3
-    )
+    data = TensorDataset(torch.randn(11, 3, 16, 16, generator=generator), torch.arange(11) % 3)
     return engine.train(
         vit,
         loader(data, 4, shuffle=True),
@@ -128,15 +126,11 @@ def test_each_epoch_has_an_order_of_its_own_and_a_second_run_repeats_it():
                 seen.append(x[:, 0].tolist())
             return super().forward(x)
 
-    data = TensorDataset(
-        torch.arange(6.0).unsqueeze(1), torch.zeros(6, dtype=torch.long)
-    )
+    data = TensorDataset(torch.arange(6.0).unsqueeze(1), torch.zeros(6, dtype=torch.long))
     batches, model = loader(data, 6, shuffle=True), Recorder(1, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     for _ in range(2):
-        engine.train(
-            model, batches, batches, optimizer, nn.CrossEntropyLoss(), 2, "cpu", False
-        )
+        engine.train(model, batches, batches, optimizer, nn.CrossEntropyLoss(), 2, "cpu", False)
     first, second, third, fourth = seen
     assert first != second and [first, second] == [third, fourth]
     assert sorted(first) == list(range(6))
@@ -239,9 +233,7 @@ def test_a_head_on_features_is_the_head_of_the_whole_model():
         optimizer = torch.optim.Adam(trainable, lr=0.01)
         batches = loader(dataset, 4, shuffle=True), loader(dataset, 4)
         results.append(
-            engine.train(
-                model, *batches, optimizer, nn.CrossEntropyLoss(), 5, "cpu", False
-            )
+            engine.train(model, *batches, optimizer, nn.CrossEntropyLoss(), 5, "cpu", False)
         )
     for name in results[0]:
         assert results[0][name] == pytest.approx(results[1][name], abs=1e-5)
@@ -311,10 +303,17 @@ def test_the_scheduler_sets_the_rate_of_each_step():
     assert optimizer.param_groups[0]["lr"] == 0.5**3
     data = loader(samples(6))
     engine.train(
-        model, data, data, optimizer, nn.CrossEntropyLoss(), 1, "cpu", False,
+        model,
+        data,
+        data,
+        optimizer,
+        nn.CrossEntropyLoss(),
+        1,
+        "cpu",
+        False,
         method=engine.Method(scheduler=scheduler),
         on_step=lambda epoch, step: rates.append(step.lr),
-    )  # fmt: skip
+    )
     assert rates == [0.5**3, 0.5**4, 0.5**5]
 
 
@@ -357,9 +356,8 @@ def test_half_precision_learns_nearly_the_same(precision):
         data = loader(samples(8), 4)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         engine.train(
-            model, data, data, optimizer, nn.CrossEntropyLoss(), 3, "cpu", False,
-            method=method,
-        )  # fmt: skip
+            model, data, data, optimizer, nn.CrossEntropyLoss(), 3, "cpu", False, method=method
+        )
         weights[kind] = model.weight
         assert method.scaler.is_enabled() == (kind == "float16")
     assert set(dtypes) == {torch.float32, getattr(torch, precision)}
@@ -380,9 +378,16 @@ def test_evaluations_measure_the_averaged_weights():
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
     )
     results = engine.train(
-        model, data, data, torch.optim.SGD(model.parameters(), lr=1.0),
-        nn.CrossEntropyLoss(), 2, "cpu", False, method=engine.Method(average=average),
-    )  # fmt: skip
+        model,
+        data,
+        data,
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        nn.CrossEntropyLoss(),
+        2,
+        "cpu",
+        False,
+        method=engine.Method(average=average),
+    )
     measured = {
         kind: engine.test_step(each, data, nn.CrossEntropyLoss(), "cpu")[0]
         for kind, each in (("average", average.module), ("last", model))
@@ -416,10 +421,16 @@ def test_collapse_is_seen_and_said(capsys):
 def test_a_notebook_can_watch_each_epoch():
     model, data, seen = nn.Linear(4, 3), loader(samples()), []
     results = engine.train(
-        model, data, data, torch.optim.SGD(model.parameters(), lr=0.1),
-        nn.CrossEntropyLoss(), 3, "cpu", False,
+        model,
+        data,
+        data,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        nn.CrossEntropyLoss(),
+        3,
+        "cpu",
+        False,
         on_epoch=lambda results: seen.append(list(results["train_loss"])),
-    )  # fmt: skip
+    )
     assert seen == [results["train_loss"][:n] for n in (1, 2, 3)]
 
 
@@ -428,8 +439,7 @@ def test_another_loss_can_be_evaluated_than_trained():
     still = torch.optim.SGD(model.parameters(), lr=0.0)
     smooth = nn.CrossEntropyLoss(label_smoothing=0.5)
     results = engine.train(
-        model, data, data, still, smooth, 1, "cpu", False,
-        test_loss_fn=nn.CrossEntropyLoss(),
-    )  # fmt: skip
+        model, data, data, still, smooth, 1, "cpu", False, test_loss_fn=nn.CrossEntropyLoss()
+    )
     expected = engine.test_step(model, data, nn.CrossEntropyLoss(), "cpu")[0]
     assert results["test_loss"] == [expected] != results["train_loss"]

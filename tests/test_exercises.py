@@ -10,14 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from going_modular import notebooks
-from going_modular.checks import (
-    NotYet,
-    is_close,
-    require_number,
-    require_tensor,
-    result_of,
-)
+from going_modular.checks import NotYet, is_close, require_number, require_tensor, result_of
+from going_modular.publishing import notebooks
 
 EXERCISES = notebooks.EXERCISES
 each_pair = pytest.mark.parametrize(
@@ -80,12 +74,10 @@ def test_every_exercise_ends_with_a_check(path, solution):
 
 @each_pair
 def test_a_solution_differs_by_its_answers_alone(path, solution):
-    """Otherwise: `python -m going_modular.notebooks solve`."""
+    """Otherwise: `python -m going_modular.publishing.notebooks solve`."""
     given, stored = (nbformat.read(p, as_version=4) for p in (path, solution))
     expected = notebooks.solved(given, stored)
-    assert [(c.id, c.source) for c in stored.cells] == [
-        (c.id, c.source) for c in expected.cells
-    ]
+    assert [(c.id, c.source) for c in stored.cells] == [(c.id, c.source) for c in expected.cells]
     assert stored.metadata.code_digest == notebooks.digest_of(stored)
     for cell in code_of(solution):
         assert kind_of(cell) != "answer" or "..." not in cell.source
@@ -207,8 +199,7 @@ def test_the_solutions_run_as_notebooks(path, solution):
 
 
 @pytest.mark.parametrize(
-    "answer, hint",
-    [(..., "replace the dots"), ("7", "and is str"), (True, "is bool"), (6, "more")],
+    "answer, hint", [(..., "replace the dots"), ("7", "and is str"), (True, "is bool"), (6, "more")]
 )
 def test_a_number_that_is_wrong_gets_a_hint(answer, hint):
     with pytest.raises(NotYet, match=hint):

@@ -5,16 +5,19 @@ from itertools import pairwise
 
 import pytest
 
-from going_modular import experiments, synthetic_food
-from going_modular.experiments import PARTS, read_results, sweep
-from going_modular.recipes import MINI, RECIPES
+from going_modular.drawings import synthetic_food
+from going_modular.experiments import folds, recipe_parts, sweeps
+from going_modular.experiments.recipe_parts import PARTS
+from going_modular.experiments.sweeps import read_results, sweep
+from going_modular.training.recipes import MINI, RECIPES
+from going_modular.utils import project_path
 
 PHOTOS = "FoodVision Mini (300 photos)"
 
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    monkeypatch.setattr(sweeps, "RESULTS", tmp_path)
     return tmp_path
 
 
@@ -22,14 +25,11 @@ def results(tmp_path, monkeypatch):
 def few_drawings(tmp_path_factory):
     """Five drawings of each dish in each part instead of dozens."""
     five = dict.fromkeys(("pizza", "steak", "sushi"), 5)
-    cached = [
-        getattr(experiments, name)
-        for name in ("held_out_drawings", "food_for_mini", "food_for_backbone")
-    ]
+    cached = [recipe_parts.held_out_drawings, folds.food_for_mini, folds.food_for_backbone]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(synthetic_food, "COUNTS", {"train": five, "test": five})
         folder = tmp_path_factory.mktemp("data")
-        patch.setattr(experiments.data_setup, "DATA_DIR", folder)
+        patch.setenv("FOODVISION_DATA", str(folder))
         patch.setenv("FOODVISION_SOURCE", "synthetic")
         yield
     for function in cached:
@@ -43,9 +43,7 @@ def squared(number, seed):
 
 
 def test_a_sweep_does_what_is_missing_and_nothing_twice(results):
-    points = [
-        {"number": n, "seed": s, "settings": "a"} for n in (1, 2, 3) for s in (0, 1)
-    ]
+    points = [{"number": n, "seed": s, "settings": "a"} for n in (1, 2, 3) for s in (0, 1)]
     sweep("squares", points[:2], squared)
     with pytest.raises(ValueError, match="no such number"):  # in the middle
         sweep("squares", [*points[:4], points[0] | {"number": -1}], squared)
@@ -71,48 +69,44 @@ def test_each_part_adds_to_the_one_before():
 
 
 def test_a_run_can_be_repeated(few_drawings):
-    first, again = (
-        experiments.run_part("+ augmentation", seed=1, epochs=2) for _ in range(2)
-    )
+    first, again = (recipe_parts.run_part("+ augmentation", seed=1, epochs=2) for _ in range(2))
     assert first == again
     assert len(first["test_acc"]) == 2 and len(first["grad_norm"]) == 2
-    assert experiments.run_part("+ augmentation", seed=2, epochs=2) != first
+    assert recipe_parts.run_part("+ augmentation", seed=2, epochs=2) != first
 
 
-@pytest.mark.parametrize("method", [*experiments.METHODS, "mini: after which-image"])
-def test_a_fold_counts_right_answers_among_images_left_out(
-    few_drawings, monkeypatch, method
-):
+@pytest.mark.parametrize("method", [*folds.METHODS, "mini: after which-image"])
+def test_a_fold_counts_right_answers_among_images_left_out(few_drawings, monkeypatch, method):
     trained = []
 
     def short_fit(model, recipe, train_images, test_images, *rest, **options):
         trained.append((len(train_images), len(test_images)))
-        recipe = experiments.replace(recipe, steps=0, epochs=1, warmup_steps=0)
+        recipe = folds.replace(recipe, steps=0, epochs=1, warmup_steps=0)
         return fit(model, recipe, train_images, test_images, *rest, **options)
 
-    fit = experiments.fit
-    monkeypatch.setattr(experiments, "fit", short_fit)
-    source = experiments.data_setup.get_food_images().source
-    result = experiments.run_fold(method, seed=0, fold=1, images=source)
+    fit = folds.fit
+    monkeypatch.setattr(folds, "fit", short_fit)
+    source = folds.data_setup.get_food_images().source
+    result = folds.run_fold(method, seed=0, fold=1, images=source)
     assert result["of"] == 6 and 0 <= result["right"] <= 6  # 30 images in five folds
     assert trained[-1] == (24, 6)
-    experiments.run_fold(method, 0, 1, source, within="225")
+    folds.run_fold(method, 0, 1, source, within="225")
     assert trained[-1] == (12, 3)  # training images alone
     with pytest.raises(ValueError, match="other images"):
-        experiments.run_fold(method, 0, 0, "photos of cats")
+        folds.run_fold(method, 0, 0, "photos of cats")
 
 
 def test_fingerprints_change_with_any_setting():
     recipes = [*PARTS.values(), RECIPES["mini"]]
-    prints = {experiments.fingerprint(MINI, recipe) for recipe in recipes}
+    prints = {sweeps.fingerprint(MINI, recipe) for recipe in recipes}
     assert len(prints) == len(recipes)
-    assert experiments.fingerprint(MINI, recipes[0]) in prints
+    assert sweeps.fingerprint(MINI, recipes[0]) in prints
 
 
 def test_the_stored_parts_are_whole_and_of_these_settings():
     for part, recipe in PARTS.items():
         runs = [run for run in read_results("parts") if run["part"] == part]
-        settings = experiments.fingerprint(experiments.PARTS_MODEL, recipe)
+        settings = sweeps.fingerprint(recipe_parts.PARTS_MODEL, recipe)
         assert [(run["seed"], run["settings"]) for run in sorted_by_seed(runs)] == [
             (seed, settings) for seed in (0, 1, 2)
         ]
@@ -120,11 +114,7 @@ def test_the_stored_parts_are_whole_and_of_these_settings():
 
 
 @pytest.mark.parametrize(
-    "name, methods, images",
-    [
-        ("folds", experiments.METHODS, 300),
-        ("choose", experiments.CANDIDATES, 225),
-    ],
+    "name, methods, images", [("folds", folds.METHODS, 300), ("choose", folds.CANDIDATES, 225)]
 )
 def test_the_stored_folds_are_whole_and_of_these_settings(name, methods, images):
     folds = {}
@@ -132,7 +122,7 @@ def test_the_stored_folds_are_whole_and_of_these_settings(name, methods, images)
         key = run["images"], run["method"], run["seed"]
         folds.setdefault(key, []).append(run)
         keywords = methods[run["method"]].keywords
-        assert run["settings"] == experiments.fingerprint(MINI, keywords), key
+        assert run["settings"] == sweeps.fingerprint(MINI, keywords), key
     for key, runs in folds.items():
         assert sorted(run["fold"] for run in runs) == [0, 1, 2, 3, 4], key
         assert sum(run["of"] for run in runs) == images
@@ -150,18 +140,21 @@ def test_accuracies_count_each_image_once(results):
     lines = [
         {"images": "i", "method": m, "seed": s, "fold": f, "right": right, "of": of}
         for m, s, f, right, of in [
-            ("a", 1, 0, 1, 2), ("a", 0, 0, 3, 3), ("a", 0, 1, 0, 1), ("b", 0, 0, 1, 4)
+            ("a", 1, 0, 1, 2),
+            ("a", 0, 0, 3, 3),
+            ("a", 0, 1, 0, 1),
+            ("b", 0, 0, 1, 4),
         ]
-    ]  # fmt: skip
+    ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (results / "folds.jsonl").write_text(text)
     expected = {("i", "a"): [0.75, 0.5], ("i", "b"): [0.25]}
-    assert experiments.accuracies_of("folds") == expected
+    assert folds.accuracies_of("folds") == expected
 
 
 def test_the_readme_says_what_the_stored_folds_say():
-    readme = experiments.repository_path("README.md").read_text(encoding="utf-8")
-    stored = experiments.accuracies_of("folds")
+    readme = project_path("README.md").read_text(encoding="utf-8")
+    stored = folds.accuracies_of("folds")
     assert len(stored.pop((PHOTOS, "mini, second choice"))) == 1
     for key, of_seeds in stored.items():
         mean, spread = statistics.mean(of_seeds), statistics.stdev(of_seeds)
@@ -169,26 +162,26 @@ def test_the_readme_says_what_the_stored_folds_say():
 
 
 def test_the_page_of_results_says_what_is_stored():
-    page = experiments.repository_path("docs/results/README.md").read_text("utf-8")
-    folds, choose = (experiments.accuracies_of(name) for name in ("folds", "choose"))
+    page = project_path("docs/results/README.md").read_text("utf-8")
+    done, choose = (folds.accuracies_of(name) for name in ("folds", "choose"))
     first = choose[PHOTOS, "mini: as it is"][0]
     second = choose[PHOTOS, "mini: batches of 16, 100 epochs"][0]
     assert f"({second:.3f} against {first:.3f})" in page
-    first = folds[PHOTOS, "mini"]
-    second = folds[PHOTOS, "mini, second choice"]
+    first = done[PHOTOS, "mini"]
+    second = done[PHOTOS, "mini, second choice"]
     assert f"({second[0]:.3f} against {first[0]:.3f})" in page
     assert f"{statistics.mean(first):.3f}, less than the 0.70" in page
     assert sum(len(of_seeds) == 2 for of_seeds in choose.values()) == 2
 
 
 def test_the_learning_rate_of_table_4_is_the_one_that_was_chosen():
-    page = experiments.repository_path("docs/results/README.md").read_text("utf-8")
-    choose = experiments.accuracies_of("choose")
+    page = project_path("docs/results/README.md").read_text("utf-8")
+    choose = folds.accuracies_of("choose")
     accuracy, loss = {}, {}
-    for rate in experiments.TABLE_4["Oxford-IIIT Pets"][1]:
+    for rate in folds.TABLE_4["Oxford-IIIT Pets"][1]:
         method = f"our backbone, Table 4, rate {rate}"
         runs = [run for run in read_results("choose") if run["method"] == method]
         accuracy[rate] = choose[PHOTOS, method][0]
         loss[rate] = statistics.mean(run["loss"] for run in runs)
-    assert max(accuracy, key=accuracy.get) == experiments.TABLE_4_SMALL.lr
+    assert max(accuracy, key=accuracy.get) == folds.TABLE_4_SMALL.lr
     assert f"By loss it would have been {min(loss, key=loss.get)}." in page

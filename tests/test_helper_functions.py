@@ -7,8 +7,9 @@ from torch import nn
 
 import helper_functions
 from going_modular import data_setup, utils
-from going_modular.utils import REPOSITORY, count_parameters, give_random_values
-from helper_functions import SMALL, SmallClassifier
+from going_modular.experiments.growth import SMALL, SmallClassifier
+from going_modular.images import downloads
+from going_modular.utils import CHECKOUT, count_parameters, give_random_values
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +20,7 @@ def keep_figures_open(monkeypatch):
 
 
 def test_the_package_never_imports_the_front():
-    for path in (REPOSITORY / "going_modular").rglob("*.py"):
+    for path in (CHECKOUT / "going_modular").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in getattr(node, "names", [])]
             assert "helper_functions" not in [getattr(node, "module", ""), *names], path
@@ -27,7 +28,7 @@ def test_the_package_never_imports_the_front():
 
 def test_what_the_package_has_is_only_passed_on():
     assert helper_functions.set_seeds is utils.set_seeds
-    assert helper_functions.download_data is data_setup.download_data
+    assert helper_functions.download_data is downloads.download_data
 
 
 def test_random_values_reach_every_parameter():

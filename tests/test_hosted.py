@@ -19,8 +19,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from going_modular import hosted, notebooks
-from going_modular.utils import REPOSITORY
+from going_modular.publishing import hosted, notebooks
+from going_modular.utils import CHECKOUT
 
 VERSION = hosted.project_setting("version")
 FOLDER = f"vit-paper-replicating-{VERSION}"
@@ -28,35 +28,35 @@ ALL = notebooks.NOTEBOOKS + notebooks.EXERCISES + notebooks.SOLUTIONS
 
 
 def relative(path):
-    return path.relative_to(REPOSITORY).as_posix()
+    return path.relative_to(CHECKOUT).as_posix()
 
 
 def tracked_files():
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=REPOSITORY,
+        cwd=CHECKOUT,
         capture_output=True,
         text=True,
         check=True,
     )
-    return [n for n in listed.stdout.split("\0") if (REPOSITORY / n).is_file()]
+    return [n for n in listed.stdout.split("\0") if (CHECKOUT / n).is_file()]
 
 
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory):
     """The repository as a zip file, with one folder at its top as GitHub's has."""
-    if not (REPOSITORY / ".git").exists():
+    if not (CHECKOUT / ".git").exists():
         pytest.skip("not a clone")
     path = tmp_path_factory.mktemp("an archive") / "source.zip"
     with zipfile.ZipFile(path, "w") as file:
         for name in tracked_files():
-            file.write(REPOSITORY / name, f"vit-{VERSION}/{name}")
+            file.write(CHECKOUT / name, f"vit-{VERSION}/{name}")
     return path
 
 
 @pytest.mark.parametrize("path", ALL, ids=relative)
 def test_every_notebook_has_badge_and_first_cell_of_the_repository(path):
-    """Otherwise: `python -m going_modular.notebooks set-repository ...`."""
+    """Otherwise: `python -m going_modular.publishing.notebooks set-repository ...`."""
     notebook = nbformat.read(path, as_version=4)
     repository = hosted.project_setting("repository")
     expected = notebooks.with_repository(notebook, relative(path), repository, VERSION)
@@ -67,13 +67,13 @@ def test_every_notebook_has_badge_and_first_cell_of_the_repository(path):
 
 def test_a_fork_sets_its_address_everywhere_and_takes_it_back(tmp_path):
     for name in ("going_modular", "notebooks"):
-        shutil.copytree(REPOSITORY / name, tmp_path / name)
-    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+        shutil.copytree(CHECKOUT / name, tmp_path / name)
+    shutil.copy(CHECKOUT / "pyproject.toml", tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
 
     def set_repository(name):
         subprocess.run(
-            [sys.executable, "-m", "going_modular.notebooks", "set-repository", name],
+            [sys.executable, "-m", "going_modular.publishing.notebooks", "set-repository", name],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": str(tmp_path)},
             check=True,
@@ -98,7 +98,7 @@ def test_an_address_that_is_none_is_an_error(wrong):
 
 
 def test_badges_become_words_and_drawings_follow_the_page():
-    of_book = runpy.run_path(REPOSITORY / "docs" / "conf.py")
+    of_book = runpy.run_path(CHECKOUT / "docs" / "conf.py")
     badge = hosted.badge("somebody/a-fork", "1.0", "notebooks/02.ipynb")
     drawing = """<picture>
   <source media="..." srcset="a_dark.svg">
@@ -107,13 +107,9 @@ def test_badges_become_words_and_drawings_follow_the_page():
     source = [f"{badge}\n\n{drawing}\n"]
     of_book["as_the_book_has_it"](None, "", source)
     place = "https://colab.research.google.com/github/somebody/a-fork/blob/v1.0/"
-    assert source[0].startswith(
-        f"[Open this notebook in Colab]({place}notebooks/02.ipynb)"
-    )
+    assert source[0].startswith(f"[Open this notebook in Colab]({place}notebooks/02.ipynb)")
     for scheme in ("light", "dark"):
-        image = (
-            f"```{{image}} a_{scheme}.svg\n:class: only-{scheme}\n:alt: A drawing.\n```"
-        )
+        image = f"```{{image}} a_{scheme}.svg\n:class: only-{scheme}\n:alt: A drawing.\n```"
         assert source[0].count(image) == 1
 
 
@@ -131,8 +127,7 @@ def run_cell(cell, folder, packages):
     return subprocess.run(  # -S: no installed package is found unless we name it
         [sys.executable, "-S", "-c", program],
         cwd=folder,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        | {"no_proxy": "*"},
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"no_proxy": "*"},
         capture_output=True,
         text=True,
     )
@@ -147,15 +142,15 @@ def test_it_fetches_once_and_then_finds(archive, tmp_path):
         assert done.stdout.strip() == f"found in {package}", done.stderr
         assert [path.name for path in folder.iterdir()] == [FOLDER]  # nothing else
         given.unlink(missing_ok=True)  # the second time it needs none
-    weights = "models/vit_drawn_dishes.safetensors"
-    fetched, ours = (p / weights for p in (folder / FOLDER, REPOSITORY))
+    weights = "going_modular/pretrained/vit_drawn_dishes.safetensors"
+    fetched, ours = (p / weights for p in (folder / FOLDER, CHECKOUT))
     assert fetched.read_bytes() == ours.read_bytes()
 
 
 def test_opened_in_the_repository_it_fetches_nothing(tmp_path):
     for name in ("going_modular", "requirements.txt"):
-        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
-        copy(REPOSITORY / name, tmp_path / name)
+        copy = shutil.copytree if (CHECKOUT / name).is_dir() else shutil.copy
+        copy(CHECKOUT / name, tmp_path / name)
     folder = tmp_path / "notebooks" / "exercises"
     done = run_setup_cell("", folder, site.getsitepackages())
     assert done.stdout.strip() == f"found in {tmp_path / 'going_modular'}", done.stderr
@@ -262,7 +257,7 @@ def host():
 
     Built once, in build/ (5.5 GB with a CUDA build of PyTorch).
     """
-    environment = REPOSITORY / "build" / "host"
+    environment = CHECKOUT / "build" / "host"
     if not (environment / "ready").is_file():
         python = new_environment(environment)
         packages = ["torch", "torchvision", "matplotlib", "ipykernel", "requests"]
@@ -296,9 +291,7 @@ def test_it_runs_alone_in_a_new_environment(path, archive, host, tmp_path, monke
     monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")
     monkeypatch.setenv("FOODVISION_SIZE", "smoke")
     notebook = nbformat.read(path, as_version=4)
-    notebook = notebooks.with_repository(
-        notebook, relative(path), archive.as_uri(), VERSION
-    )
+    notebook = notebooks.with_repository(notebook, relative(path), archive.as_uri(), VERSION)
     notebook.metadata.kernelspec.name = "alone"
     folder = tmp_path / "a path with spaces"
     folder.mkdir()

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from going_modular import inspect_plots
-from going_modular.utils import IMAGENET_MEAN, IMAGENET_STD
+from going_modular.images import transforms
+from going_modular.images.transforms import IMAGENET_MEAN, IMAGENET_STD
+from going_modular.vit import plots
 
 
 @pytest.fixture(autouse=True)
@@ -26,9 +27,9 @@ def normalised(colors):
 
 def test_images_are_drawn_in_the_colours_they_had():
     colors = torch.rand(2, 3, 4, 6)
-    seen = inspect_plots.as_seen(normalised(colors))
+    seen = transforms.denormalize(normalised(colors))
     np.testing.assert_allclose(seen, colors.permute(0, 2, 3, 1), atol=1e-6)
-    seen = inspect_plots.as_seen((colors - 0.5) / 0.5, mean=[0.5] * 3, std=[0.5] * 3)
+    seen = transforms.denormalize((colors - 0.5) / 0.5, mean=[0.5] * 3, std=[0.5] * 3)
     np.testing.assert_allclose(seen, colors.permute(0, 2, 3, 1), atol=1e-6)
 
 
@@ -37,7 +38,7 @@ def test_attention_is_light():
     colors = torch.rand(2, 3, 8, 12)
     attention = torch.zeros(2, 2, 3)
     attention[0, 0, 0], attention[1] = 0.02, 0.3
-    figure = inspect_plots.plot_attention(normalised(colors), attention, ["one", "two"])
+    figure = plots.plot_attention(normalised(colors), attention, ["one", "two"])
     top, bottom = np.array(figure.axes).reshape(2, 2)
     for axis, image in zip(top, colors, strict=True):
         np.testing.assert_allclose(shown_by(axis), image.permute(1, 2, 0), atol=1e-6)
@@ -50,13 +51,11 @@ def test_attention_is_light():
 
 def test_heads_are_rows_and_layers_columns():
     attention = torch.rand(4, 2, 3, 5)
-    figure = inspect_plots.plot_heads(torch.zeros(3, 6, 10), attention, layers=[1, 4])
+    figure = plots.plot_heads(torch.zeros(3, 6, 10), attention, layers=[1, 4])
     axes = np.array(figure.axes).reshape(2, 3)
     for head in range(2):
         for column, layer in ((1, 1), (2, 4)):
-            np.testing.assert_array_equal(
-                shown_by(axes[head, column]), attention[layer - 1, head]
-            )
+            np.testing.assert_array_equal(shown_by(axes[head, column]), attention[layer - 1, head])
     assert [axis.get_title() for axis in axes[0, 1:]] == ["layer 1", "layer 4"]
     assert [axis.get_ylabel() for axis in axes[:, 1]] == ["head 1", "head 2"]
 
@@ -64,7 +63,7 @@ def test_heads_are_rows_and_layers_columns():
 def test_a_dot_for_each_head():
     distances = torch.tensor([[10.0, 20.0], [30.0, 40.0], [50.0, 60.0]])
     _, axis = plt.subplots()
-    inspect_plots.draw_attention_distance(axis, distances, 55.0)
+    plots.draw_attention_distance(axis, distances, 55.0)
     dots = [line for line in axis.lines if line.get_marker() == "o"]
     for line, of_head in zip(dots, distances.T, strict=True):
         np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
@@ -73,7 +72,7 @@ def test_a_dot_for_each_head():
 
 def test_each_tile_compares_its_own_patch():
     similarity = torch.rand(2, 3, 2, 3)
-    figure = inspect_plots.plot_position_similarity(similarity)
+    figure = plots.plot_position_similarity(similarity)
     tiles = np.array(figure.axes[:-1]).reshape(2, 3)  # the last is the colour bar
     for row in range(2):
         for column in range(3):
@@ -86,7 +85,7 @@ def test_each_tile_compares_its_own_patch():
 def test_filters_are_grey_where_they_are_zero():
     filters = torch.zeros(3, 3, 2, 2)
     filters[0, 0, 0, 0], filters[1, 2, 1, 1] = 0.2, -4.0
-    figure = inspect_plots.plot_filters(filters, columns=2)
+    figure = plots.plot_filters(filters, columns=2)
     first, second, _ = (shown_by(axis) for axis in figure.axes[:3])
     np.testing.assert_allclose(first[0, 0], [1, 0.5, 0.5])
     np.testing.assert_allclose(second[1, 1], [0.5, 0.5, 0])
@@ -100,7 +99,7 @@ def test_pictures_have_one_scale_with_a_label_and_their_own_without():
         "one": torch.tensor([[[0.1, 0.2]], [[-0.3, 0.0]]]),
         "two": torch.tensor([[[0.5, 0.2]], [[0.1, 0.0]]]),
     }
-    figure = inspect_plots.plot_beside_images(images, pictures, "unit", marked=1)
+    figure = plots.plot_beside_images(images, pictures, "unit", marked=1)
     below = figure.axes[2:6]
     expected = [picture for of_images in pictures.values() for picture in of_images]
     for axis, picture in zip(below, expected, strict=True):
@@ -110,7 +109,7 @@ def test_pictures_have_one_scale_with_a_label_and_their_own_without():
     assert figure.axes[0].patches[0].get_bbox().bounds == (3.5, -0.5, 4, 8)
     assert figure.axes[-1].get_ylabel() == "unit"
 
-    figure = inspect_plots.plot_beside_images(images, pictures)
+    figure = plots.plot_beside_images(images, pictures)
     for axis, picture in zip(figure.axes[2:6], expected, strict=True):
         high = picture.abs().max().item()
         assert axis.images[0].get_clim() == pytest.approx((-high, high))

@@ -10,7 +10,7 @@ from tiny_vit import tiny_vit
 from torch import nn
 from torch.testing import assert_close
 
-from going_modular.inspect_vit import (
+from going_modular.vit.inspect import (
     attention_maps,
     attention_rollout,
     class_attention,
@@ -116,9 +116,7 @@ def test_maps_switch_dropout_off_and_take_images_of_other_sizes():
 
 def test_maps_of_a_hybrid():
     stem = nn.Sequential(nn.Conv2d(3, 6, 4, stride=4), nn.BatchNorm2d(6))
-    vit = type(tiny_vit())(
-        tiny_vit(image_size=(4, 6), patch_size=2, in_channels=6).config, stem
-    )
+    vit = type(tiny_vit())(tiny_vit(image_size=(4, 6), patch_size=2, in_channels=6).config, stem)
     images = torch.randn(2, 3, 16, 24)
     assert grid_of(vit, images) == (2, 3)
     assert attention_maps(vit, images).shape == (2, 2, 3, 7, 7)
@@ -198,11 +196,7 @@ def test_patch_distances():
 
 
 def test_distances_keep_the_leading_dimensions():
-    assert mean_attention_distance(random_maps(2, 4, 3, 7, 7), (2, 3), 8).shape == (
-        2,
-        4,
-        3,
-    )
+    assert mean_attention_distance(random_maps(2, 4, 3, 7, 7), (2, 3), 8).shape == (2, 4, 3)
 
 
 # Weights

@@ -9,7 +9,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from measure_transfer import images_of, official, probe
 from PIL import Image
 from safetensors.torch import save_file
 from tiny_vit import TINY, tiny_vit
@@ -17,13 +16,16 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import VisionTransformer
 
-from going_modular import data_setup, engine, inspect_vit, utils, weights
-from going_modular.data_setup import load_image
+from going_modular import data_setup, engine, utils
+from going_modular.experiments.transfer import images_of, official, probe
+from going_modular.images import downloads, transforms
+from going_modular.images.reading import load_image
 from going_modular.model_builder import ViT, create_vit
-from going_modular.utils import REPOSITORY, give_random_values
-from going_modular.weights import (
+from going_modular.utils import CHECKOUT, give_random_values
+from going_modular.vit import backbones, inspect, weights
+from going_modular.vit.backbones import load_pretrained_backbone
+from going_modular.vit.weights import (
     config_from_state_dict,
-    load_pretrained_backbone,
     load_vit,
     load_weights,
     read_weights,
@@ -33,7 +35,7 @@ from going_modular.weights import (
     to_torchvision,
 )
 
-SHARED = (REPOSITORY / os.environ.get("SHARED", "../shared")).resolve()
+SHARED = (CHECKOUT / os.environ.get("SHARED", "../shared")).resolve()
 VIT_S_14 = SHARED / "weights/vit_small_patch14_224.timm.safetensors"
 
 WRITERS = {
@@ -102,21 +104,9 @@ def test_other_positions_are_written_as_the_table_they_amount_to(kind):
 def test_what_others_have_not_cannot_be_written():
     stem = nn.Conv2d(3, 3, 3, padding=1)
     for vit, write, words in (
-        (
-            tiny_vit(pool="mean"),
-            to_torchvision,
-            "torchvision has no ViT without a class",
-        ),
-        (
-            tiny_vit(pool="mean"),
-            to_huggingface,
-            "transformers has no ViT without a class",
-        ),
-        (
-            tiny_vit(representation_size=16),
-            to_timm,
-            "timm has no name for representation",
-        ),
+        (tiny_vit(pool="mean"), to_torchvision, "torchvision has no ViT without a class"),
+        (tiny_vit(pool="mean"), to_huggingface, "transformers has no ViT without a class"),
+        (tiny_vit(representation_size=16), to_timm, "timm has no name for representation"),
         (tiny_vit(representation_size=16), to_huggingface, "representation_size=16"),
         (ViT(TINY, stem), to_timm, "timm has no place for a stem"),
     ):
@@ -458,9 +448,7 @@ def test_a_file_cannot_run_code(tmp_path):
 def test_a_file_at_another_resolution_with_other_classes(tmp_path):
     vit = tiny_vit()
     save_file(to_timm(vit), tmp_path / "vit.safetensors")
-    larger = load_vit(
-        tmp_path / "vit.safetensors", num_heads=3, image_size=(48, 64), num_classes=2
-    )
+    larger = load_vit(tmp_path / "vit.safetensors", num_heads=3, image_size=(48, 64), num_classes=2)
     images = images_for(larger)
     features = vit.forward_features(images, interpolate=True)
     assert torch.equal(larger.forward_features(images), features)
@@ -468,7 +456,7 @@ def test_a_file_at_another_resolution_with_other_classes(tmp_path):
 
 
 def readme_code(word):
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
     (code,) = (c for c in re.findall(r"```python\n(.*?)```", readme, re.S) if word in c)
     return code
 
@@ -478,17 +466,15 @@ def test_the_three_lines_of_the_readme(tmp_path, monkeypatch, capsys, picture):
     vit = give_random_values(create_vit("ViT-Ti/16"))
     save_file(to_timm(vit), tmp_path / "vit_tiny_patch16_224.safetensors")
     picture.save(tmp_path / "photo.jpg")
-    monkeypatch.setattr(utils, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(utils, "CHECKOUT", tmp_path)
     monkeypatch.chdir(tmp_path)
     code = readme_code("load_vit")
     statements = [
-        line
-        for line in code.splitlines()
-        if line and not line.startswith(("from ", "import "))
+        line for line in code.splitlines() if line and not line.startswith(("from ", "import "))
     ]
     assert len(statements) == 3
     exec(code, {})
-    image = weights.evaluation_transform(224)(Image.open("photo.jpg")).unsqueeze(0)
+    image = transforms.evaluation_transform(224)(Image.open("photo.jpg")).unsqueeze(0)
     best = vit.eval()(image).argmax().item()
     names = weights.ViT_B_16_Weights.DEFAULT.meta["categories"]
     assert names[best] in capsys.readouterr().out
@@ -497,11 +483,11 @@ def test_the_three_lines_of_the_readme(tmp_path, monkeypatch, capsys, picture):
 def test_the_three_lines_of_the_readme_that_look_inside(tmp_path, monkeypatch, picture):
     vit = give_random_values(create_vit("ViT-Ti/16"))
     picture.save(tmp_path / "photo.jpg")
-    monkeypatch.setattr(utils, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(utils, "CHECKOUT", tmp_path)
     monkeypatch.chdir(tmp_path)
     code = readme_code("plot_attention")
     assert len(code.split("\n\n")[1].splitlines()) == 3
-    names = {"vit": vit, "evaluation_transform": weights.evaluation_transform}
+    names = {"vit": vit, "evaluation_transform": transforms.evaluation_transform}
     exec(code, names)
     assert min(Image.open(tmp_path / "seen.png").size) > 150
     rollout = names["rollout"][0]
@@ -545,17 +531,17 @@ def test_vit_weights_names_the_backbone(tmp_path, monkeypatch):
 
 def test_the_vit_in_each_kind_of_backbone():
     vit = tiny_vit(embedding_dim=192, num_classes=0)
-    assert weights.vit_of(vit) is vit
-    assert weights.vit_of(weights.TokenStatistics(vit)) is vit
+    assert backbones.vit_of(vit) is vit
+    assert backbones.vit_of(backbones.TokenStatistics(vit)) is vit
     with pytest.raises(TypeError, match="no ViT in a Sequential"):
-        weights.vit_of(nn.Sequential(vit))
+        backbones.vit_of(nn.Sequential(vit))
     c = vit.config
     sizes = c.num_layers, c.num_heads, c.embedding_dim, c.mlp_dim
     theirs = VisionTransformer(c.image_size, c.patch_size, *sizes)
     theirs.heads = nn.Identity()
     give_random_values(theirs).eval()
     images = images_for(vit)
-    ours = weights.vit_of(theirs)
+    ours = backbones.vit_of(theirs)
     assert not ours.training
     torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-4)
 
@@ -569,7 +555,7 @@ def test_a_really_pretrained_checkpoint_tells_the_photos_apart(tmp_path, monkeyp
     backbone, transform, _ = load_pretrained_backbone()
     assert backbone.config.patch_size == 14 and backbone.config.num_heads == 6
     zip_file = SHARED / "data/pizza_steak_sushi.zip"
-    folder = data_setup.download_data(zip_file, tmp_path / "photos")
+    folder = downloads.download_data(zip_file, tmp_path / "photos")
     photos = data_setup.FoodImages(folder / "train", folder / "test", None, "photos")
     images, labels, train = images_of(photos, transform)
     assert len(labels) - train == 75
@@ -584,17 +570,17 @@ def test_a_really_pretrained_checkpoint_tells_the_photos_apart(tmp_path, monkeyp
 def test_figure_7_of_a_really_pretrained_checkpoint():
     """What the paper saw, and notebook 12 does not see in our small backbone."""
     vit = load_vit(read_weights(VIT_S_14)).eval()
-    transform = weights.evaluation_transform(224)
+    transform = transforms.evaluation_transform(224)
     folder = data_setup.get_drawn_images().test_dir
     images = [load_image(path) for path in sorted(folder.glob("*/*.jpg"))[::25]]
     images = torch.stack([transform(image) for image in images])
-    maps = inspect_vit.attention_maps(vit, images)
-    distances = inspect_vit.mean_attention_distance(maps, (16, 16), 14).mean(dim=0)
-    everywhere = inspect_vit.patch_distances((16, 16), 14).mean().item()
+    maps = inspect.attention_maps(vit, images)
+    distances = inspect.mean_attention_distance(maps, (16, 16), 14).mean(dim=0)
+    everywhere = inspect.patch_distances((16, 16), 14).mean().item()
     assert distances[:4].min() < 0.25 * everywhere  # some heads look nearby at once
     assert distances[:4].max() > 0.9 * everywhere  # others everywhere
     assert distances[-3:].min() > 2 * distances[:4].min()  # later none looks nearby
-    similarity = inspect_vit.position_embedding_similarity(vit)
+    similarity = inspect.position_embedding_similarity(vit)
     places = torch.arange(16)
     for row in range(16):
         for column in range(16):

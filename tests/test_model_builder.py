@@ -46,9 +46,7 @@ def close(a, b):
 )
 def test_parameter_counts(name, with_1000, with_3, headless, block):
     with torch.device("meta"):
-        counts = [
-            count_parameters(create_vit(name, num_classes=k)) for k in (1000, 3, 0)
-        ]
+        counts = [count_parameters(create_vit(name, num_classes=k)) for k in (1000, 3, 0)]
         one_block = count_parameters(create_vit(name, num_layers=1).encoder[0])
     assert counts == [with_1000, with_3, headless]
     assert one_block == block
@@ -120,10 +118,7 @@ def test_shapes():
     [
         ({"image_size": 225}, ["image_size=225", "patch_size=16", "224 or 240"]),
         ({"image_size": 8}, ["image_size=8", "patch_size=16"]),
-        (
-            {"num_heads": 5},
-            ["embedding_dim=768", "num_heads=5", "765 or 770", "4 or 6"],
-        ),
+        ({"num_heads": 5}, ["embedding_dim=768", "num_heads=5", "765 or 770", "4 or 6"]),
         ({"patch_size": 0}, ["patch_size", "0"]),
         ({"num_layers": -1}, ["num_layers", "-1"]),
         ({"num_classes": -1}, ["num_classes", "-1"]),
@@ -153,8 +148,7 @@ def test_impossible_configurations_say_what_clashes(overrides, words):
 
 
 @pytest.mark.parametrize(
-    "shape",
-    [(3, 32, 32), (1, 1, 32, 32), (1, 3, 40, 40), (1, 3, 32, 40), (1, 3, 30, 30)],
+    "shape", [(3, 32, 32), (1, 1, 32, 32), (1, 3, 40, 40), (1, 3, 32, 40), (1, 3, 30, 30)]
 )
 def test_wrong_images_name_both_shapes(shape):
     with pytest.raises(ValueError, match="expected") as error:
@@ -277,9 +271,7 @@ def test_equation_2_one_head_at_a_time():
     heads = []
     for i in range(h):
         rows = slice(i * D // h, (i + 1) * D // h)
-        q, k, v = (
-            z @ U[rows].T + b[rows] for U, b in ((U_q, b_q), (U_k, b_k), (U_v, b_v))
-        )
+        q, k, v = (z @ U[rows].T + b[rows] for U, b in ((U_q, b_q), (U_k, b_k), (U_v, b_v)))
         A = (q @ k.transpose(1, 2) / math.sqrt(D / h)).softmax(dim=-1)
         heads.append(A @ v)
     U_msa, b_msa = attention.projection.weight, attention.projection.bias
@@ -320,13 +312,7 @@ def test_block_is_equations_2_and_3_and_equals_pytorchs():
     close(ours(z), ours.mlp(ours.mlp_norm(z_prime)) + z_prime)
 
     theirs = nn.TransformerEncoderLayer(
-        24,
-        3,
-        40,
-        activation="gelu",
-        layer_norm_eps=1e-6,
-        batch_first=True,
-        norm_first=True,
+        24, 3, 40, activation="gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True
     ).double()
     names = {
         "self_attn.in_proj_": "attention.qkv.",
@@ -433,8 +419,7 @@ def test_stochastic_depth_leaves_a_part_out_or_scales_it_up():
     choices = {(a, m): with_parts(a, m) for a in (0, 1) for m in (0, 1)}
     counts = {
         choice: sum(
-            torch.allclose(one, other, atol=1e-5)
-            for one, other in zip(seen, expected, strict=True)
+            torch.allclose(one, other, atol=1e-5) for one, other in zip(seen, expected, strict=True)
         )
         for choice, expected in choices.items()
     }
@@ -463,10 +448,7 @@ def test_start_values():
 
     block = vit.encoder[0]
     bound = math.sqrt(6 / (D + D))  # Xavier-uniform of a D×D matrix
-    for matrix in (
-        *block.attention.qkv.weight.chunk(3),
-        block.attention.projection.weight,
-    ):
+    for matrix in (*block.attention.qkv.weight.chunk(3), block.attention.projection.weight):
         assert 0.99 * bound < matrix.abs().max() <= bound
         assert abs(matrix.std() - bound / math.sqrt(3)) < 0.01 * bound
     assert not block.attention.qkv.bias.any()
@@ -487,9 +469,7 @@ def test_start_values():
 
 def test_the_representation_layer_starts_as_in_jax_and_has_no_dropout():
     torch.manual_seed(0)
-    layer = create_vit(
-        "ViT-Ti/16", num_layers=1, representation_size=192
-    ).representation
+    layer = create_vit("ViT-Ti/16", num_layers=1, representation_size=192).representation
     assert [type(part) for part in layer] == [nn.Linear, nn.Tanh]
     weight, std = layer[0].weight, math.sqrt(1 / 192)  # LeCun normal, truncated
     assert abs(weight.std() / std - 1) < 0.01
@@ -504,7 +484,5 @@ def test_layers_do_not_start_equal():
 def test_every_parameter_gets_a_gradient():
     vit = give_random_values(tiny())
     vit(torch.randn(2, 3, 32, 32)).sum().backward()
-    without = [
-        n for n, p in vit.named_parameters() if p.grad is None or not p.grad.any()
-    ]
+    without = [n for n, p in vit.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []

@@ -14,8 +14,10 @@ from PIL import Image
 from torch import nn
 from torchvision.models import VisionTransformer, vit_b_16
 
-from going_modular import inspect_vit, notebooks, utils, weights
-from going_modular.utils import REPOSITORY, give_random_values
+from going_modular import utils
+from going_modular.publishing import notebooks
+from going_modular.utils import CHECKOUT, give_random_values
+from going_modular.vit import backbones, inspect, weights
 
 PATHS = notebooks.NOTEBOOKS
 SERIES = [
@@ -143,7 +145,7 @@ def test_only_outputs_of_the_drawn_images_are_stored(monkeypatch):
 
 
 def test_the_pictures_of_the_readme_are_the_notebooks_own():
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
     for path in PATHS:
         notebook = nbformat.read(path, as_version=4)
         for picture, output in notebooks.readme_pictures(path, notebook):
@@ -169,10 +171,7 @@ def test_08_says_of_recipes_what_it_shows():
     number = re.compile(r"^(.+?)  +(?:\d+ +){3}\S+ +\S+ +(\S+)$", re.M)
     accuracy = {name: f"{float(x):.2f}" for name, x in number.findall(printed_by(8))}
     text, ours = text_of(8), "paper's start, AdamW"
-    rates = [
-        accuracy[name]
-        for name in (ours, "the same, rate 0.001", "the same, rate 0.0001")
-    ]
+    rates = [accuracy[name] for name in (ours, "the same, rate 0.001", "the same, rate 0.0001")]
     assert "0.003, 0.001 and 0.0001 end at {}, {} and {} here".format(*rates) in text
     assert (
         f"AdamW's {accuracy['AdamW']} with the chapter's start against "
@@ -237,9 +236,9 @@ def test_pictures_are_stored_small():
 
 
 def test_the_readme_links_to_files_that_exist():
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", text)
-    assert len(links) > 11 and all((REPOSITORY / link).exists() for link in links)
+    assert len(links) > 11 and all((CHECKOUT / link).exists() for link in links)
 
 
 LONG = ("07", "08", "11", "13")
@@ -249,16 +248,12 @@ LONG = ("07", "08", "11", "13")
     "path",
     [
         pytest.param(
-            path,
-            id=path.stem[:2],
-            marks=[pytest.mark.slow] if path.stem[:2] in LONG else [],
+            path, id=path.stem[:2], marks=[pytest.mark.slow] if path.stem[:2] in LONG else []
         )
         for path in PATHS
     ],
 )
-def test_each_cell_run_twice_from_another_folder_shows_the_same(
-    path, tmp_path, monkeypatch
-):
+def test_each_cell_run_twice_from_another_folder_shows_the_same(path, tmp_path, monkeypatch):
     monkeypatch.setenv("FOODVISION_SIZE", "smoke")
     monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")
     notebook = nbformat.read(path, as_version=4)
@@ -272,24 +267,16 @@ def test_each_cell_run_twice_from_another_folder_shows_the_same(
     executed = notebooks.execute(tmp_path / path.name)
     code = [cell for cell in executed.cells if cell.cell_type == "code"]
     for first, again in zip(code[::2], code[1::2], strict=True):
-        shown = [
-            [(o.get("text"), o.get("data")) for o in cell.outputs]
-            for cell in (first, again)
-        ]
+        shown = [[(o.get("text"), o.get("data")) for o in cell.outputs] for cell in (first, again)]
         assert shown[0] == shown[1], first.source
 
 
 def torchvisions_twin():
     """Our pretrained ViT as torchvision writes one: a stand-in for its ViT-B/16."""
-    ours, transform, _ = weights.load_drawn_dishes()
+    ours, transform, _ = backbones.load_drawn_dishes()
     c = ours.vit.config
     twin = VisionTransformer(
-        c.image_size,
-        c.patch_size,
-        c.num_layers,
-        c.num_heads,
-        c.embedding_dim,
-        c.mlp_dim,
+        c.image_size, c.patch_size, c.num_layers, c.num_heads, c.embedding_dim, c.mlp_dim
     )
     twin.heads = nn.Identity()
     twin.load_state_dict(weights.to_torchvision(ours.vit))
@@ -301,8 +288,8 @@ def torchvisions_twin():
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 def test_09_and_10_work_with_torchvisions_kind_of_backbone(tmp_path, monkeypatch):
     monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")
-    monkeypatch.setattr(utils, "REPOSITORY", tmp_path)  # where models are saved
-    monkeypatch.setattr(weights, "load_pretrained_backbone", torchvisions_twin)
+    monkeypatch.setattr(utils, "CHECKOUT", tmp_path)  # where models are saved
+    monkeypatch.setattr(backbones, "load_pretrained_backbone", torchvisions_twin)
     for path in PATHS[9:11]:
         names = {}
         for cell in cells_of(path, "code"):
@@ -316,14 +303,14 @@ def test_09_and_10_work_with_torchvisions_kind_of_backbone(tmp_path, monkeypatch
 def test_12_looks_inside_torchvisions_kind_of_backbone(monkeypatch):
     monkeypatch.setenv("FOODVISION_SIZE", "smoke")
     monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")
-    ours = weights.load_drawn_dishes()[0].vit
-    monkeypatch.setattr(weights, "load_pretrained_backbone", torchvisions_twin)
+    ours = backbones.load_drawn_dishes()[0].vit
+    monkeypatch.setattr(backbones, "load_pretrained_backbone", torchvisions_twin)
     names = {}
     for cell in cells_of(PATHS[12], "code"):
         exec(cell.source, names)
     plt.close("all")
     assert type(names["backbone"]) is VisionTransformer
-    expected = inspect_vit.attention_maps(ours, names["images"])
+    expected = inspect.attention_maps(ours, names["images"])
     torch.testing.assert_close(names["maps"], expected)
 
 
@@ -342,7 +329,7 @@ def test_the_sliders_of_12_draw_what_they_say(monkeypatch):
     image, layer, head = names["show"].widget.children[:3]
     image.value, layer.value, head.value = 1, 2, 3
     last = shown[-1].axes[1].images[0].get_array()
-    of_head = inspect_vit.class_attention(names["maps"][0, 1, 2], names["grid"])
+    of_head = inspect.class_attention(names["maps"][0, 1, 2], names["grid"])
     names["plot_attention"](names["images"][:1], of_head[None], **names["colors"])
     np.testing.assert_allclose(last, plt.gcf().axes[1].images[0].get_array())
     plt.close("all")
@@ -352,7 +339,7 @@ def test_the_sliders_of_12_draw_what_they_say(monkeypatch):
 def test_07_proves_it_with_torchvisions_own_weights_where_they_are(monkeypatch):
     """Random ones stand in for them here."""
     stand_in = give_random_values(vit_b_16()).eval()
-    monkeypatch.setattr(weights, "published_vit_b_16", lambda: stand_in)
+    monkeypatch.setattr(backbones, "published_vit_b_16", lambda: stand_in)
     monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")
     monkeypatch.setenv("FOODVISION_SIZE", "smoke")
     names = {}

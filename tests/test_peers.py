@@ -15,12 +15,13 @@ from safetensors.torch import save_file
 from tiny_vit import TINY
 from torch import nn
 
-from going_modular import notebooks, weight_names
-from going_modular.inspect_vit import attention_maps
 from going_modular.model_builder import VIT_CONFIGS, ViT, ViTConfig, create_vit
-from going_modular.position_embedding import sincos_2d
+from going_modular.publishing import notebooks
 from going_modular.utils import count_parameters
-from going_modular.weights import (
+from going_modular.vit import names
+from going_modular.vit.inspect import attention_maps
+from going_modular.vit.positions import sincos_2d
+from going_modular.vit.weights import (
     config_from_state_dict,
     load_vit,
     load_weights,
@@ -136,21 +137,13 @@ def vit_pytorch_vit(c, **options):
 PEERS = {
     "torchvision": (torchvision_peer, to_torchvision, ("B/32", "B/16", "L/16")),
     "timm": (timm_peer, to_timm, ("Ti/16", "S/16", "B/32", "B/16", "L/16")),
-    "transformers": (
-        huggingface_peer,
-        to_huggingface,
-        ("Ti/16", "S/16", "B/32", "B/16", "L/16"),
-    ),
+    "transformers": (huggingface_peer, to_huggingface, ("Ti/16", "S/16", "B/32", "B/16", "L/16")),
 }
 
 
 @pytest.mark.parametrize(
     ("peer", "variant"),
-    [
-        (peer, variant)
-        for peer, (_, _, variants) in PEERS.items()
-        for variant in variants
-    ],
+    [(peer, variant) for peer, (_, _, variants) in PEERS.items() for variant in variants],
 )
 def test_same_logits_and_gradients_as_the_published_implementation(peer, variant):
     build, write, _ = PEERS[peer]
@@ -165,7 +158,7 @@ def test_same_logits_and_gradients_as_the_published_implementation(peer, variant
     for model in (ours, theirs):
         outputs = model(images[:2])
         getattr(outputs, "logits", outputs).square().sum().backward()
-    naming = weight_names.naming_of(theirs.state_dict())
+    naming = names.naming_of(theirs.state_dict())
     gradients = naming.translate({n: p.grad for n, p in theirs.named_parameters()})
     largest = max(g.abs().max().item() for g in gradients.values())
     for name, parameter in ours.named_parameters():
@@ -191,18 +184,14 @@ def test_a_file_of_timms_becomes_a_vit(tmp_path):
     theirs = randomise(timm.create_model("vit_tiny_patch16_224", num_classes=7), 1)
     save_file(theirs.state_dict(), tmp_path / "vit.safetensors")
     ours = load_vit(tmp_path / "vit.safetensors")
-    assert ours.config == ViTConfig(
-        embedding_dim=192, num_heads=3, mlp_dim=768, num_classes=7
-    )
+    assert ours.config == ViTConfig(embedding_dim=192, num_heads=3, mlp_dim=768, num_classes=7)
     assert largest_difference(ours, theirs, random_images(2, 3, 224, 224)) <= 1e-5
 
 
 def test_both_generations_of_hugging_faces_names(tmp_path):
     """`save_pretrained` writes the names of the Hub's files, a model has others."""
     transformers = peer_module("transformers")
-    theirs = randomise(
-        transformers.ViTForImageClassification(huggingface_config(TINY)), 1
-    )
+    theirs = randomise(transformers.ViTForImageClassification(huggingface_config(TINY)), 1)
     theirs.save_pretrained(tmp_path)
     images = random_images(2, 3, 32, 32)
     ours = load_vit(tmp_path / "model.safetensors", num_heads=3)
@@ -235,10 +224,7 @@ def test_hugging_faces_model_without_a_head_and_its_pooler(generation):
         assert difference.abs().max() <= 1e-5
 
         without = ViT(replace(TINY, num_classes=0)).eval()
-        assert load_weights(without, state_dict) == [
-            "pooler.dense.weight",
-            "pooler.dense.bias",
-        ]
+        assert load_weights(without, state_dict) == ["pooler.dense.weight", "pooler.dense.bias"]
         difference = logits_of(without, images) - outputs.last_hidden_state[:, 0]
         assert difference.abs().max() <= 1e-5
 
@@ -262,9 +248,7 @@ def test_timms_own_loader_reads_the_official_layout_that_we_write(tmp_path, gelu
     ours = randomise(create_vit("ViT-S/16", num_classes=7, gelu=gelu), 1)
     np.savez(tmp_path / "vit.npz", **to_jax(ours))
     names = {"exact": "gelu", "tanh": "gelu_tanh"}
-    theirs = timm.create_model(
-        "vit_small_patch16_224", num_classes=7, act_layer=names[gelu]
-    ).eval()
+    theirs = timm.create_model("vit_small_patch16_224", num_classes=7, act_layer=names[gelu]).eval()
     timm.models.vision_transformer._load_weights(theirs, str(tmp_path / "vit.npz"))
     images = random_images(2, 3, 224, 224)
     assert logits_of(ours, images).std() > 0.1
@@ -304,9 +288,7 @@ def maps_of_torchvision(theirs, images):
     def look(attention, inputs):
         z = inputs[0]
         maps.append(
-            nn.MultiheadAttention.forward(
-                attention, z, z, z, average_attn_weights=False
-            )[1]
+            nn.MultiheadAttention.forward(attention, z, z, z, average_attn_weights=False)[1]
         )
 
     for block in theirs.encoder.layers:
@@ -417,9 +399,7 @@ def test_the_table_of_notebook_07_is_true(name, build):
     row = [
         f"{eps:.0e}".replace("e-0", "e-"),
         "exact" if torch.equal(gelu(x), nn.functional.gelu(x)) else "tanh",
-        "yes"
-        if any("qkv" in n or "q_proj" in n or "in_proj" in n for n in biases)
-        else "no",
+        "yes" if any("qkv" in n or "q_proj" in n or "in_proj" in n for n in biases) else "no",
         str(len(norms) + 2 * (12 - TINY.num_layers)),  # with B/16's twelve blocks
         "yes" if zeros > 0.4 else "no",
         "shares the MLP's" if attention_rate == 0.5 else "set separately",

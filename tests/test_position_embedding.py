@@ -8,13 +8,9 @@ from torch import nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from going_modular.model_builder import ViT
-from going_modular.position_embedding import (
-    interpolate_pos_embedding,
-    join_axes,
-    sincos_2d,
-)
 from going_modular.utils import give_random_values
-from going_modular.weights import load_weights
+from going_modular.vit.positions import interpolate_pos_embedding, join_axes, sincos_2d
+from going_modular.vit.weights import load_weights
 
 GRID = (3, 4)
 KINDS = ("learned_1d", "learned_2d", "sincos_2d", "none")
@@ -80,9 +76,7 @@ def test_sines_and_cosines_number_by_number():
                 for function in (math.sin, math.cos)
                 for i in range(D // 4)
             ]
-            torch.testing.assert_close(
-                positions[4 * row + column], torch.tensor(expected)
-            )
+            torch.testing.assert_close(positions[4 * row + column], torch.tensor(expected))
 
 
 def test_the_fixed_kinds_are_what_they_are_called():
@@ -135,10 +129,7 @@ def test_interpolation_on_grids_that_are_not_square():
     positions = torch.randn(1, 13, 24)
     new = interpolate_pos_embedding(positions, GRID, (5, 9))
     assert torch.equal(new[:, 0], positions[:, 0])  # the class token's
-    old_grid, new_grid = (
-        positions[0, 1:].unflatten(0, GRID),
-        new[0, 1:].unflatten(0, (5, 9)),
-    )
+    old_grid, new_grid = (positions[0, 1:].unflatten(0, GRID), new[0, 1:].unflatten(0, (5, 9)))
     for row in (0, -1):
         for column in (0, -1):  # corners stay where they are
             torch.testing.assert_close(new_grid[row, column], old_grid[row, column])
@@ -177,9 +168,7 @@ def test_forward_at_another_resolution(kind, pool):
 def test_loading_at_another_resolution_is_the_same_as_running_at_it():
     small = vit_of(image_size=32)
     large = tiny_vit(seed=1, image_size=(48, 40))
-    with pytest.raises(
-        ValueError, match=r"(?s)pos_embedding has shape .*interpolate=True"
-    ):
+    with pytest.raises(ValueError, match=r"(?s)pos_embedding has shape .*interpolate=True"):
         load_weights(large, small.state_dict())
     load_weights(large, small.state_dict(), interpolate=True)
     images = torch.randn(2, 3, 48, 40)

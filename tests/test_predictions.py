@@ -38,9 +38,7 @@ def test_the_transform_given_is_the_one_used(greenish, to_tensor):
     def turned(image):
         return to_tensor(image).flip(0)  # blue, green, red
 
-    probabilities = predict_image(
-        MeanColour(), greenish, NAMES, turned, "cpu"
-    ).probabilities
+    probabilities = predict_image(MeanColour(), greenish, NAMES, turned, "cpu").probabilities
     assert probabilities["red"] > probabilities["blue"]
 
 
@@ -57,9 +55,7 @@ def test_the_transform_given_is_the_one_used(greenish, to_tensor):
         ("CMYK", (204, 51, 153, 0), (0.2, 0.8, 0.4)),
     ],
 )
-def test_every_mode_of_a_photo_gives_its_prediction(
-    mode, stored, seen, tmp_path, to_tensor
-):
+def test_every_mode_of_a_photo_gives_its_prediction(mode, stored, seen, tmp_path, to_tensor):
     path = tmp_path / ("photo.tif" if mode == "CMYK" else "photo.png")
     Image.new(mode, (8, 8), stored).save(path)
     prediction = predict_image(MeanColour(), path, NAMES, to_tensor, "cpu")

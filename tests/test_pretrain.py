@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from going_modular import pretrain, weights
-from going_modular.synthetic_food import NAMES, draw_scene
-from going_modular.utils import IMAGENET_MEAN, IMAGENET_STD
-from going_modular.weights import statistics_of
+from going_modular.drawings.synthetic_food import NAMES, draw_scene
+from going_modular.experiments import pretrain
+from going_modular.images.transforms import IMAGENET_MEAN, IMAGENET_STD
+from going_modular.vit import backbones
+from going_modular.vit.backbones import statistics_of
 
 OPTIONS = {
     "dishes": 3,
@@ -56,8 +57,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     assert logs[0] == logs[1]
     assert [entry["images"] for entry in logs[0]] == [8, 16, 20]
 
-    monkeypatch.setattr(weights, "DRAWN_DISHES", whole)
-    backbone, _, _ = weights.load_pretrained_backbone("drawn_dishes")
+    monkeypatch.setattr(backbones, "DRAWN_DISHES", whole)
+    backbone, _, _ = backbones.load_pretrained_backbone("drawn_dishes")
     assert backbone(torch.zeros(1, 3, 112, 112)).shape == (1, backbone.embedding_dim)
 
 

@@ -6,10 +6,10 @@ from PIL import Image
 from tiny_vit import tiny_vit
 from torch import nn
 
-from going_modular import recipes
+from going_modular.images.transforms import IMAGENET_MEAN, IMAGENET_STD
 from going_modular.model_builder import VIT_CONFIGS
-from going_modular.recipes import RECIPES, TABLE_3, TABLE_4, Recipe
-from going_modular.utils import IMAGENET_MEAN, IMAGENET_STD
+from going_modular.training import recipes
+from going_modular.training.recipes import RECIPES, TABLE_3, TABLE_4, Recipe
 
 
 def expected_rate(recipe, steps, t):
@@ -20,11 +20,9 @@ def expected_rate(recipe, steps, t):
     s = (t - W) / (steps - W)
     return (
         recipe.lr
-        * {
-            "constant": 1,
-            "linear": 1 - s,
-            "cosine": (1 + math.cos(math.pi * s)) / 2,
-        }[recipe.schedule]
+        * {"constant": 1, "linear": 1 - s, "cosine": (1 + math.cos(math.pi * s)) / 2}[
+            recipe.schedule
+        ]
     )
 
 
@@ -49,9 +47,7 @@ def test_decay_is_for_the_matrices_of_layers_only():
     decayed, others = recipes.parameter_groups(vit, recipe)
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
     matrices = {
-        id(module.weight)
-        for module in vit.modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
+        id(module.weight) for module in vit.modules() if isinstance(module, nn.Linear | nn.Conv2d)
     }
     assert {id(p) for p in decayed["params"]} == matrices
     rest = {id(p) for p in others["params"]}
@@ -99,11 +95,7 @@ def test_the_papers_tables():
     steps, rates = TABLE_4["ImageNet"]
     assert steps == 20_000 and rates == (0.003, 0.01, 0.03, 0.06)
     finetune = recipes.finetuning_recipe("CIFAR-10", lr=0.01)
-    assert (finetune.steps, finetune.optimizer, finetune.momentum) == (
-        10_000,
-        "sgd",
-        0.9,
-    )
+    assert (finetune.steps, finetune.optimizer, finetune.momentum) == (10_000, "sgd", 0.9)
     assert (finetune.batch_size, finetune.weight_decay) == (512, 0.0)
     assert finetune.epochs_of(steps_per_epoch=98) == 103  # 102.04, rounded up
 
@@ -176,7 +168,7 @@ def test_averaged_weights_follow_the_formula():
 
 
 def test_the_chapters_start_has_its_spread():
-    vit = recipes.start_as("chapter", tiny_vit(embedding_dim=64, num_heads=2))
+    vit = recipes.initialize("chapter", tiny_vit(embedding_dim=64, num_heads=2))
     assert vit.class_token.std().item() == pytest.approx(1, abs=0.3)
     assert vit.pos_embedding.std().item() == pytest.approx(1, abs=0.2)
     block = vit.encoder[0]
@@ -185,5 +177,5 @@ def test_the_chapters_start_has_its_spread():
     bound = (6 / (64 + 3 * 64)) ** 0.5
     assert 0.95 * bound < block.attention.qkv.weight.abs().max() <= bound
     before = {n: p.clone() for n, p in vit.named_parameters()}
-    recipes.start_as("paper", vit)  # leaves a ViT as it is
+    recipes.initialize("paper", vit)  # leaves a ViT as it is
     assert all(torch.equal(p, before[n]) for n, p in vit.named_parameters())

@@ -6,12 +6,14 @@ import torch
 from PIL import Image
 from tiny_vit import TINY
 
-from going_modular import engine, recipes, scaling, train
+from going_modular import engine
+from going_modular.experiments import costs
 from going_modular.model_builder import VIT_CONFIGS, ViT
-from going_modular.recipes import Recipe
-from going_modular.utils import repository_path
+from going_modular.training import fit, memory, recipes
+from going_modular.training.recipes import Recipe
+from going_modular.utils import project_path
 
-PAGE = repository_path("docs/scaling_out.md").read_text(encoding="utf-8")
+PAGE = project_path("docs/scaling_out.md").read_text(encoding="utf-8")
 SMALL = replace(VIT_CONFIGS["ViT-Ti/16"], num_layers=2, dropout=0.0)
 
 
@@ -19,8 +21,8 @@ SMALL = replace(VIT_CONFIGS["ViT-Ti/16"], num_layers=2, dropout=0.0)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_formula_for_activations_counts_every_byte(config, precision, batch_size):
-    counted = scaling.measured_activation_bytes(ViT(config), batch_size, precision)
-    assert scaling.activation_bytes(config, batch_size, precision) == counted
+    counted = memory.measured_activation_bytes(ViT(config), batch_size, precision)
+    assert memory.activation_bytes(config, batch_size, precision) == counted
 
 
 def test_states_are_16_bytes_a_parameter():
@@ -34,21 +36,19 @@ def test_states_are_16_bytes_a_parameter():
         *(t for state in optimizer.state.values() for t in state.values() if t.ndim),
     ]
     counted = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    assert scaling.state_bytes(TINY) == counted
+    assert memory.state_bytes(TINY) == counted
 
 
 def test_flops_are_six_a_multiply_add():
-    assert scaling.training_flops(VIT_CONFIGS["ViT-B/16"]) / 6e9 == pytest.approx(
-        17.56, abs=0.01
-    )
+    assert costs.training_flops(VIT_CONFIGS["ViT-B/16"]) / 6e9 == pytest.approx(17.56, abs=0.01)
 
 
 def test_the_page_shows_the_tables_that_the_formulas_give():
-    memory, hours = scaling.memory_table(), scaling.hours_table()
-    assert scaling.as_markdown(scaling.MEMORY_HEADER, memory) in PAGE
-    assert scaling.as_markdown(scaling.HOURS_HEADER, hours) in PAGE
-    flops = scaling.training_flops(VIT_CONFIGS["ViT-B/16"])
-    rate = scaling.PEAK * scaling.UTILISATION / flops
+    memory, hours = costs.memory_table(), costs.hours_table()
+    assert costs.as_markdown(costs.MEMORY_HEADER, memory) in PAGE
+    assert costs.as_markdown(costs.HOURS_HEADER, hours) in PAGE
+    flops = costs.training_flops(VIT_CONFIGS["ViT-B/16"])
+    rate = costs.PEAK * costs.UTILISATION / flops
     assert f"a ViT-B/16 takes {rate:,.0f} images a second" in PAGE
 
 
@@ -76,41 +76,39 @@ def test_the_pages_loader_of_tar_files_feeds_the_engine(tmp_path):
     assert [images.shape for images, _ in batches] == [(4, 3, 32, 32)] * 2
     vit = ViT(replace(TINY, num_classes=2))
     still = torch.optim.SGD(vit.parameters(), lr=0.0)
-    loss, _ = engine.train_step(
-        vit, names["batches"], torch.nn.CrossEntropyLoss(), still, "cpu"
-    )
+    loss, _ = engine.train_step(vit, names["batches"], torch.nn.CrossEntropyLoss(), still, "cpu")
     assert loss == pytest.approx(0.6931, abs=1e-4)  # ln 2
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_largest_batch_is_the_largest_that_fits(precision):
     def needed(batch_size):
-        bytes_ = scaling.process_bytes(SMALL, batch_size, precision=precision)
-        return scaling.HEADROOM * bytes_
+        bytes_ = memory.process_bytes(SMALL, batch_size, precision=precision)
+        return memory.HEADROOM * bytes_
 
     for images in (1, 2, 7, 100):
         for free, fits in ((needed(images), images), (needed(images) - 1, images - 1)):
-            assert scaling.largest_batch(SMALL, free, precision=precision) == fits
+            assert memory.largest_batch(SMALL, free, precision=precision) == fits
 
 
 def test_the_guard_says_how_to_make_it_fit():
     vit_b, free = VIT_CONFIGS["ViT-B/16"], 15 * 2**30  # a free Colab GPU
-    fits = scaling.largest_batch(vit_b, free, precision="float16")
+    fits = memory.largest_batch(vit_b, free, precision="float16")
     assert 64 < fits < 512
-    scaling.check_memory(vit_b, fits, free, precision="float16")
+    memory.check_memory(vit_b, fits, free, precision="float16")
     with pytest.raises(MemoryError, match="not even one fits"):
-        scaling.check_memory(VIT_CONFIGS["ViT-H/14"], 1, 2**30)
+        memory.check_memory(VIT_CONFIGS["ViT-H/14"], 1, 2**30)
 
 
 @pytest.mark.parametrize("batch_size", [30, 32, 37])
 @pytest.mark.parametrize("accumulate, processes", [(1, 1), (2, 1), (2, 2), (1, 3)])
 def test_the_guards_advice_can_be_followed(batch_size, accumulate, processes):
-    free = int(scaling.HEADROOM * scaling.process_bytes(TINY, 4))
+    free = int(memory.HEADROOM * memory.process_bytes(TINY, 4))
     with pytest.raises(MemoryError, match="at most 4 fit") as refused:
-        scaling.check_memory(TINY, batch_size, free, accumulate, processes)
+        memory.check_memory(TINY, batch_size, free, accumulate, processes)
     advised = int(re.search(r"set accumulate .* to (\d+)$", str(refused.value))[1])
     assert batch_size % advised == 0
-    scaling.check_memory(TINY, batch_size, free, advised, processes)
+    memory.check_memory(TINY, batch_size, free, advised, processes)
 
 
 def test_training_on_a_gpu_asks_the_guard_first(monkeypatch):
@@ -118,4 +116,4 @@ def test_training_on_a_gpu_asks_the_guard_first(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**20, 2**30))
     recipe, cuda = Recipe(epochs=1, batch_size=32), torch.device("cuda")
     with pytest.raises(MemoryError, match="on 16 images at once"):
-        train.fit(ViT(TINY), recipe, [], [], 3, device=cuda, accumulate=2)
+        fit.fit(ViT(TINY), recipe, [], [], 3, device=cuda, accumulate=2)

@@ -13,11 +13,12 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from going_modular import data_setup, pantry, synthetic_food
-from going_modular.dishes import RECIPES, random_dish
-from going_modular.painting import Material, Scene, Shape
-from going_modular.pantry import PANTRY
-from going_modular.synthetic_food import NAMES, draw, draw_scene, make_food_dataset
+from going_modular import data_setup
+from going_modular.drawings import pantry, synthetic_food
+from going_modular.drawings.dishes import RECIPES, random_dish
+from going_modular.drawings.painting import Material, Scene, Shape
+from going_modular.drawings.pantry import PANTRY
+from going_modular.drawings.synthetic_food import NAMES, draw, draw_scene, make_food_dataset
 
 DISHES = [*RECIPES, 0, 1, 2, 3]
 REFERENCE = Path(__file__).with_name("drawn_reference.npz")
@@ -27,7 +28,7 @@ REFERENCE = Path(__file__).with_name("drawn_reference.npz")
 #   np.savez_compressed(REFERENCE, **pictures)
 HASH = """
 import hashlib, numpy as np
-from going_modular.synthetic_food import draw
+from going_modular.drawings.synthetic_food import draw
 for dish in ("pizza", "steak", "sushi", 0, 1, 2, 3):
     picture = draw(dish, np.random.default_rng([7, 7]), (96, 64))
     print(hashlib.sha256(picture.tobytes()).hexdigest())
@@ -45,9 +46,7 @@ def test_the_same_seed_gives_the_same_pixels_in_another_process():
         hashlib.sha256(draw(dish, np.random.default_rng([7, 7]), (96, 64)).tobytes())
         for dish in DISHES
     ]
-    there = subprocess.run(
-        [sys.executable, "-c", HASH], capture_output=True, text=True, check=True
-    )
+    there = subprocess.run([sys.executable, "-c", HASH], capture_output=True, text=True, check=True)
     assert [digest.hexdigest() for digest in here] == there.stdout.split()
     assert len(set(there.stdout.split())) == len(DISHES)
 
@@ -62,9 +61,7 @@ def test_the_pixels_are_those_of_the_versions_they_were_made_with():
 
 
 def test_another_seed_gives_another_picture_of_the_same_dish():
-    first, second = (
-        np.asarray(draw(5, np.random.default_rng(seed), 64)) for seed in (0, 1)
-    )
+    first, second = (np.asarray(draw(5, np.random.default_rng(seed), 64)) for seed in (0, 1))
     assert np.abs(first.astype(int) - second).mean() > 5
     assert random_dish(5) == random_dish(5) != random_dish(6)
 
@@ -98,9 +95,7 @@ def test_the_data_set_has_foodvision_minis_counts_and_photo_like_sizes(drawn):
     assert Image.open(drawn.custom_photo).size == (768, 1024)
 
 
-def test_the_data_set_is_drawn_once_and_again_if_the_code_changes(
-    tmp_path, monkeypatch
-):
+def test_the_data_set_is_drawn_once_and_again_if_the_code_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic_food, "COUNTS", {"train": {"steak": 2}})
     monkeypatch.setattr(synthetic_food, "LONGER_SIDE", 48)
     root = make_food_dataset(tmp_path / "food", seed=1)
@@ -121,9 +116,7 @@ def test_the_data_set_is_drawn_once_and_again_if_the_code_changes(
 
 def color_histogram(path):
     pixels = np.asarray(Image.open(path).resize((96, 96)).convert("HSV"))
-    counts, _ = np.histogramdd(
-        pixels.reshape(-1, 3), bins=(12, 4, 4), range=[(0, 256)] * 3
-    )
+    counts, _ = np.histogramdd(pixels.reshape(-1, 3), bins=(12, 4, 4), range=[(0, 256)] * 3)
     return np.sqrt(counts.ravel() / counts.sum())
 
 

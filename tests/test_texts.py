@@ -8,14 +8,10 @@ import nbformat
 import pytest
 import requests
 
-from going_modular import notebooks
-from going_modular.utils import REPOSITORY
+from going_modular.publishing import notebooks
+from going_modular.utils import CHECKOUT
 
-PAGES = [
-    *REPOSITORY.glob("*.md"),
-    *REPOSITORY.glob("docs/**/*.md"),
-    *REPOSITORY.glob("models/*.md"),
-]
+PAGES = [*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/**/*.md"), *CHECKOUT.glob("models/*.md")]
 ALL = notebooks.NOTEBOOKS + notebooks.EXERCISES + notebooks.SOLUTIONS
 
 
@@ -29,16 +25,12 @@ def text_of(path):
 def links_of(path):
     """The targets of links and pictures, without those in code."""
     text = re.sub("```.*?```|`[^`]*`", "", text_of(path), flags=re.DOTALL)
-    return re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(
-        '(?:src|srcset)="(.*?)"', text
-    )
+    return re.findall(r"\]\(([^)\s]+)\)", text) + re.findall('(?:src|srcset)="(.*?)"', text)
 
 
 def test_every_word_of_the_glossary_stands_in_its_notebook():
-    page = REPOSITORY / "docs/glossary.md"
-    rows = re.findall(
-        r"^\| \*\*(.*?)\*\* \| (.*?) \| \[\d\d\]\((.*?)\) \|$", text_of(page), re.M
-    )
+    page = CHECKOUT / "docs/glossary.md"
+    rows = re.findall(r"^\| \*\*(.*?)\*\* \| (.*?) \| \[\d\d\]\((.*?)\) \|$", text_of(page), re.M)
     assert len(rows) > 50 and rows == sorted(rows, key=lambda row: row[0].lower())
     for words, _, notebook in rows:
         text = text_of(page.parent / notebook).lower()

@@ -13,8 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from going_modular import data_setup, engine, predictions, train
-from going_modular.classifier_file import read_vit, write_vit
 from going_modular.model_builder import ViT, ViTConfig
+from going_modular.training import fit
+from going_modular.vit.files import read_vit, write_vit
 
 
 @pytest.fixture
@@ -33,10 +34,16 @@ def folder(tmp_path):
 
 def arguments(folder, output="run", **changes):
     settings = {
-        "data": folder / "images", "output": folder / output, "image_size": 24,
-        "batch_size": 4, "epochs": 4, "warmup_steps": 2, "average_decay": 0.5,
-        "dropout": 0.1, "mixup": 0.2,
-    } | changes  # fmt: skip
+        "data": folder / "images",
+        "output": folder / output,
+        "image_size": 24,
+        "batch_size": 4,
+        "epochs": 4,
+        "warmup_steps": 2,
+        "average_decay": 0.5,
+        "dropout": 0.1,
+        "mixup": 0.2,
+    } | changes
     return [
         word
         for name, value in settings.items()
@@ -55,9 +62,7 @@ def log_of(path):
 def test_a_folder_becomes_weights_that_name_a_photo(folder, capsys, monkeypatch):
     train.main(arguments(folder, epochs=12))
     last = capsys.readouterr().out.splitlines()[-1]
-    found = re.fullmatch(
-        r"test accuracy 1\.0000 \(5 of 5\), loss 0\.\d{4} · weights: (.*)", last
-    )
+    found = re.fullmatch(r"test accuracy 1\.0000 \(5 of 5\), loss 0\.\d{4} · weights: (.*)", last)
     lines = log_of(folder / "run")
     assert [line["epoch"] for line in lines] == list(range(1, 13))
     assert lines[-1]["test_acc"] == 1 and lines[-1]["lr"] < lines[3]["lr"]
@@ -68,9 +73,7 @@ def test_a_folder_becomes_weights_that_name_a_photo(folder, capsys, monkeypatch)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "sea"
     assert [line.split()[1] for line in printed[1:3]] == ["red", "sea"]
-    assert sum(float(line.split("%")[0]) for line in printed[1:3]) == pytest.approx(
-        100, abs=0.11
-    )
+    assert sum(float(line.split("%")[0]) for line in printed[1:3]) == pytest.approx(100, abs=0.11)
     with Image.open(folder / "1_prediction.png") as picture:
         assert picture.size == (900, 400)
 
@@ -97,9 +100,7 @@ def test_accumulated_parts_of_a_batch_are_that_batch(folder):
     still = {"dropout": 0.0, "mixup": 0.0, "stochastic_depth": 0.0}
     train.main(arguments(folder, "whole", **still))
     train.main(arguments(folder, "parts", accumulate=2, **still))
-    for one, two in zip(
-        log_of(folder / "whole"), log_of(folder / "parts"), strict=True
-    ):
+    for one, two in zip(log_of(folder / "whole"), log_of(folder / "parts"), strict=True):
         assert two == pytest.approx(one, abs=1e-5)
 
 
@@ -141,9 +142,7 @@ def test_killed_ten_times_it_ends_with_the_same_bits(folder):
     context.set_forkserver_preload(["going_modular.train"])
 
     def one_life(output, steps):
-        process = context.Process(
-            target=live, args=(arguments(folder, output, epochs=12), steps)
-        )
+        process = context.Process(target=live, args=(arguments(folder, output, epochs=12), steps))
         process.start()
         process.join()
         return process.exitcode
@@ -156,9 +155,7 @@ def test_killed_ten_times_it_ends_with_the_same_bits(folder):
             torch.load(checkpoint, weights_only=True)
     assert one_life("killed", 0) == 0
     assert log_of(folder / "killed") == log_of(folder / "whole")
-    whole, killed = (
-        load_file(folder / name / "vit.safetensors") for name in ("whole", "killed")
-    )
+    whole, killed = (load_file(folder / name / "vit.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
@@ -182,9 +179,7 @@ def test_interrupted_at_any_step_the_same_command_goes_on(folder, step, monkeypa
     monkeypatch.setattr(engine, "take_step", plain)
     train.main(arguments(folder, "stopped", **settings))
     assert log_of(folder / "stopped") == log_of(folder / "whole")
-    whole, stopped = (
-        load_file(folder / name / "vit.safetensors") for name in ("whole", "stopped")
-    )
+    whole, stopped = (load_file(folder / name / "vit.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
 
 
@@ -204,7 +199,7 @@ def test_an_interrupt_while_evaluating_waits_for_the_epochs_end(folder, monkeypa
 
 def test_workers_leave_interrupts_to_the_main_process(folder):
     """A terminal sends Ctrl-C to all processes of a command."""
-    dataset = train.shrunk(folder / "images/train", 24)
+    dataset = fit.load_resized(folder / "images/train", 24)
     loader = data_setup.create_dataloader(dataset, 4, num_workers=1)
     batches = iter(loader)
     next(batches)
@@ -259,9 +254,7 @@ def test_a_checkpoint_of_other_settings_is_refused(folder, change, capsys):
 
 
 def test_predictions_say_what_is_wrong_with_a_file(folder, capsys):
-    bare = write_vit(
-        ViT(ViTConfig(16, 8, 3, 12, 1, 2, 24, 2)), folder / "bare.safetensors"
-    )
+    bare = write_vit(ViT(ViTConfig(16, 8, 3, 12, 1, 2, 24, 2)), folder / "bare.safetensors")
     photo, text = str(folder / "images/test/red/0.png"), str(folder / "text.txt")
     (folder / "text.txt").write_text("no picture")
     for arguments, message in (

@@ -12,8 +12,8 @@ from going_modular.utils import give_random_values
 
 def test_relative_paths_start_at_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert (utils.repository_path("going_modular") / "utils.py").is_file()
-    assert utils.repository_path(tmp_path / "x") == tmp_path / "x"
+    assert (utils.project_path("going_modular") / "utils.py").is_file()
+    assert utils.project_path(tmp_path / "x") == tmp_path / "x"
 
 
 def test_set_seeds_covers_python_numpy_and_torch():
@@ -42,11 +42,7 @@ def test_size_follows_the_variable_then_the_device(monkeypatch):
 
 def test_device_prefers_cuda_then_mps(monkeypatch):
     monkeypatch.delenv("FOODVISION_DEVICE", raising=False)
-    for cuda, mps, expected in (
-        (True, True, "cuda"),
-        (False, True, "mps"),
-        (False, False, "cpu"),
-    ):
+    for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda x=cuda: x)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda x=mps: x)
         assert utils.get_device().type == expected
@@ -63,8 +59,17 @@ def test_environment_in_two_lines():
 
 
 def test_multiply_adds_equal_the_formula_and_mode_is_kept():
-    vit = ViT(ViTConfig(image_size=32, patch_size=8, embedding_dim=24, num_layers=2,
-                        num_heads=3, mlp_dim=40, num_classes=5))  # fmt: skip
+    vit = ViT(
+        ViTConfig(
+            image_size=32,
+            patch_size=8,
+            embedding_dim=24,
+            num_layers=2,
+            num_heads=3,
+            mlp_dim=40,
+            num_classes=5,
+        )
+    )
     T, D = 17, 24
     per_block = 4 * T * D * D + 2 * T * T * D + 2 * T * D * 40
     expected = 16 * 192 * D + 2 * per_block + D * 5
@@ -87,10 +92,7 @@ def test_multiply_adds_of_built_in_layers_do_not_depend_on_the_callers_mode():
 @pytest.mark.parametrize(("size", "giga"), [(224, 17.56), (384, 55.48)])
 def test_multiply_adds_of_vit_b(size, giga):
     with torch.device("meta"):
-        vit, image = (
-            create_vit("ViT-B/16", image_size=size),
-            torch.zeros(1, 3, size, size),
-        )
+        vit, image = (create_vit("ViT-B/16", image_size=size), torch.zeros(1, 3, size, size))
     assert round(utils.count_multiply_adds(vit, image) / 1e9, 2) == giga
 
 
@@ -137,9 +139,7 @@ def test_loading_does_not_run_code(tmp_path):
         ("mps", True, "float32"),
     ],
 )
-def test_the_best_precision_is_one_that_the_device_has(
-    monkeypatch, device, real, precision
-):
+def test_the_best_precision_is_one_that_the_device_has(monkeypatch, device, real, precision):
     def supported(including_emulation=True):
         return True if including_emulation else real
 

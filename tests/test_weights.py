@@ -3,15 +3,16 @@ import re
 
 import pytest
 import torch
-from measure_transfer import fit_probe, folds, images_of, linear_layer, probe
 from PIL import Image
 from safetensors import safe_open
 from torch.utils.data import DataLoader, TensorDataset
 
-from going_modular import data_setup, engine, weights
-from going_modular.data_setup import DownloadError
-from going_modular.pantry import PANTRY
-from going_modular.weights import DRAWN_DISHES, load_pretrained_backbone
+from going_modular import data_setup, engine
+from going_modular.drawings.pantry import PANTRY
+from going_modular.experiments.transfer import fit_probe, folds, images_of, linear_layer, probe
+from going_modular.images.downloads import DownloadError
+from going_modular.vit import backbones, weights
+from going_modular.vit.backbones import DRAWN_DISHES, load_pretrained_backbone
 
 CARD = (DRAWN_DISHES.parent / "README.md").read_text(encoding="utf-8")
 
@@ -31,7 +32,7 @@ def planted(monkeypatch):
     """Random weights stand in for the download; the real loading code runs."""
     planted = weights.vit_b_16().state_dict()
     source = weights.ViT_B_16_Weights.DEFAULT
-    monkeypatch.setattr(weights, "cache_weights", lambda url: None)
+    monkeypatch.setattr(backbones, "cache_weights", lambda url: None)
     monkeypatch.setattr(type(source), "get_state_dict", lambda *_, **__: planted)
     return planted
 
@@ -84,17 +85,17 @@ def test_a_whole_file_in_the_cache_is_taken(cache):
     cache.mkdir()
     name = f"model-{hashlib.sha256(b'numbers').hexdigest()[:8]}.pth"
     (cache / name).write_bytes(b"numbers")
-    assert weights.cache_weights(f"http://127.0.0.1:9/{name}") == cache / name
+    assert backbones.cache_weights(f"http://127.0.0.1:9/{name}") == cache / name
     (cache / name).write_bytes(b"other numbers")
     with pytest.raises(DownloadError, match="not whole"):
-        weights.cache_weights(f"http://127.0.0.1:9/{name}")
+        backbones.cache_weights(f"http://127.0.0.1:9/{name}")
 
 
 # The file in models/, and what its card says of it
 
 
 def test_a_missing_and_a_damaged_file_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "DRAWN_DISHES", tmp_path / "vit.safetensors")
+    monkeypatch.setattr(backbones, "DRAWN_DISHES", tmp_path / "vit.safetensors")
     with pytest.raises(FileNotFoundError, match=r"vit\.safetensors.*git checkout"):
         load_pretrained_backbone("drawn_dishes")
     half = DRAWN_DISHES.read_bytes()[: DRAWN_DISHES.stat().st_size // 2]
@@ -110,7 +111,7 @@ def test_the_features_are_mean_and_standard_deviation_of_the_patches():
     expected = torch.cat([patches.mean(1), patches.std(1, correction=0)], dim=1)
     torch.testing.assert_close(backbone(images), expected, rtol=1e-4, atol=1e-4)
     equal = torch.ones(1, 64, 192, requires_grad=True)
-    weights.statistics_of(equal).sum().backward()
+    backbones.statistics_of(equal).sum().backward()
     assert equal.grad.isfinite().all()
 
 
@@ -136,9 +137,7 @@ def test_a_probe_is_one_linear_layer():
     features = torch.randn(60, 5, generator=generator) * torch.arange(1, 6) + 3
     fitted = fit_probe(features.numpy(), torch.arange(60) % 3)
     scores = torch.from_numpy(fitted.decision_function(features.numpy()))
-    torch.testing.assert_close(
-        linear_layer(fitted)(features), scores.float(), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(linear_layer(fitted)(features), scores.float(), rtol=1e-4, atol=1e-4)
 
 
 def test_a_linear_probe_on_its_features_reaches_what_the_card_says():

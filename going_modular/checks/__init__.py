@@ -29,9 +29,7 @@ def require_answers(**answers) -> None:
         require(answer is not ..., f"replace the dots: {name} has no answer")
 
 
-def require_number(
-    name: str, answer, expected: float, hint: str, share: float = 1e-6
-) -> None:
+def require_number(name: str, answer, expected: float, hint: str, share: float = 1e-6) -> None:
     """Is the answer the expected number?
 
     A whole number to the last digit, another one to a share of it. Who has rounded it
@@ -58,13 +56,8 @@ def require_tensor(name: str, answer, expected: torch.Tensor, hint: str) -> None
     is_tensor = isinstance(answer, torch.Tensor)
     require(is_tensor, f"{name} should be a tensor, and is {type(answer).__name__}")
     shapes = tuple(answer.shape), tuple(expected.shape)
-    require(
-        shapes[0] == shapes[1], f"{name} has the shape {shapes[0]}, not {shapes[1]}"
-    )
-    require(
-        is_close(answer, expected),
-        f"{name} has the right shape, but other numbers: {hint}",
-    )
+    require(shapes[0] == shapes[1], f"{name} has the shape {shapes[0]}, not {shapes[1]}")
+    require(is_close(answer, expected), f"{name} has the right shape, but other numbers: {hint}")
 
 
 def result_of(function: Callable, *arguments):

@@ -59,9 +59,7 @@ def first_line(error: RuntimeError) -> str:
 
 def patches_of_eight(projection_change, positions_change) -> None:
     """7.1: what ViT-B/8 has more or less than ViT-B/16."""
-    large, small = (
-        on_meta(model_builder.ViT, ViTConfig(patch_size=P)) for P in (16, 8)
-    )
+    large, small = (on_meta(model_builder.ViT, ViTConfig(patch_size=P)) for P in (16, 8))
     parts = {
         "projection_change": (projection_change, lambda vit: vit.patch_embedding),
         "positions_change": (positions_change, lambda vit: vit.pos_embedding),
@@ -102,8 +100,7 @@ def one_block_twelve_times(parameters, arithmetic_falls) -> None:
         "parameters: there were twelve blocks; how many of them are left?",
     )
     require(
-        parameters != whole - 12 * block,
-        "parameters: one block is still there, and it is counted",
+        parameters != whole - 12 * block, "parameters: one block is still there, and it is counted"
     )
     require_number(
         "parameters",
@@ -111,10 +108,7 @@ def one_block_twelve_times(parameters, arithmetic_falls) -> None:
         whole - 11 * block,
         "start from the whole model and take away what is there no more",
     )
-    require(
-        isinstance(arithmetic_falls, bool),
-        "arithmetic_falls should be True or False",
-    )
+    require(isinstance(arithmetic_falls, bool), "arithmetic_falls should be True or False")
     require(
         not arithmetic_falls,
         "arithmetic_falls: how often does an image go through a block, before and "
@@ -136,8 +130,7 @@ def module_of_the_class(vit, parameters) -> None:
     require(hasattr(vit, "ViT"), "the module has been imported, and has no class ViT")
     require(
         vit.ViT.__module__ == vit.__name__ and vit.ViT is not model_builder.ViT,
-        "the module's ViT was imported from elsewhere: the class itself should stand "
-        "in vit.py",
+        "the module's ViT was imported from elsewhere: the class itself should stand in vit.py",
     )
     reference, ours = filled(TINY), vit.ViT(TINY).eval()
     try:
@@ -153,19 +146,14 @@ def module_of_the_class(vit, parameters) -> None:
             "is the cell in vit.py whole and unchanged?",
         )
     counts = {
-        K: count_parameters(on_meta(model_builder.ViT, ViTConfig(num_classes=K)))
-        for K in (3, 1000)
+        K: count_parameters(on_meta(model_builder.ViT, ViTConfig(num_classes=K))) for K in (3, 1000)
     }
-    require(
-        parameters != counts[3],
-        "parameters: this is a model for three classes",
-    )
+    require(parameters != counts[3], "parameters: this is a model for three classes")
     require_number(
         "parameters",
         parameters,
         counts[1000],
-        "the fields of ViTConfig() are those of ViT-B/16 for 1000 classes; "
-        "count_parameters counts",
+        "the fields of ViTConfig() are those of ViT-B/16 for 1000 classes; count_parameters counts",
     )
     right("From now on it is `import`, and no notebook has to be run before.")
 
@@ -177,9 +165,7 @@ def logits_after_each_block(function: Callable) -> None:
     with torch.no_grad():
         for L in range(1, TINY.num_layers + 1):
             shorter = model_builder.ViT(replace(TINY, num_layers=L)).eval()
-            shorter.load_state_dict(
-                {name: vit.state_dict()[name] for name in shorter.state_dict()}
-            )
+            shorter.load_state_dict({name: vit.state_dict()[name] for name in shorter.state_dict()})
             expected.append(shorter(images))
             shorter.norm = nn.Identity()
             raw.append(shorter(images))

@@ -33,9 +33,7 @@ def by_hand(weight, output, weight_undivided) -> None:
     q = torch.ones(1, 4, dtype=torch.float64)
     k = torch.tensor([[1, -1, 1, -1], [math.log(9), 0, 0, 0]], dtype=torch.float64)
     v = torch.tensor([[8], [4]], dtype=torch.float64)
-    divided, undivided = (
-        (q @ k.T / root).softmax(dim=-1)[0, 1].item() for root in (2, 1)
-    )
+    divided, undivided = ((q @ k.T / root).softmax(dim=-1)[0, 1].item() for root in (2, 1))
     if isinstance(weight, (int, float)):
         require(
             not math.isclose(weight, undivided, rel_tol=1e-6),
@@ -73,9 +71,7 @@ def what_it_costs(multiply_adds: Callable, equal_tokens) -> None:
     def expected(T: int, D: int, h: int = 2) -> tuple[int, int]:
         """Of the matrices and of the pairs: the latter grow with T²."""
         block = MultiheadSelfAttentionBlock(D, num_heads=h)
-        once, twice = (
-            count_multiply_adds(block, torch.zeros(1, n, D)) for n in (T, 2 * T)
-        )
+        once, twice = (count_multiply_adds(block, torch.zeros(1, n, D)) for n in (T, 2 * T))
         pairs = (twice - 2 * once) // 2
         return once - pairs, pairs
 
@@ -91,8 +87,7 @@ def what_it_costs(multiply_adds: Callable, equal_tokens) -> None:
             f"{name}, matrices: the last one, of equation 8, is missing",
         )
         require(
-            both[0] * T != matrices,
-            f"{name}, matrices: each of the T tokens goes through them",
+            both[0] * T != matrices, f"{name}, matrices: each of the T tokens goes through them"
         )
         require_number(
             f"{name}, matrices",
@@ -170,16 +165,11 @@ def a_listener(who_may_look: Callable, masked_attention: Callable) -> None:
         expected[1:, 0] = False
         is_mask = isinstance(mask, torch.Tensor) and mask.dtype == torch.bool
         require(is_mask, "who_may_look should return a tensor of True and False")
-        require(
-            mask.shape != (N, N), "who_may_look: the class token has a row and a column"
-        )
+        require(mask.shape != (N, N), "who_may_look: the class token has a row and a column")
         for value, hint in (
             (expected.T, "here the class token is blind: rows look, columns are seen"),
             (~expected, "True and False are swapped"),
-            (
-                expected & (torch.arange(N + 1) > 0),
-                "the class token may look at itself, too",
-            ),
+            (expected & (torch.arange(N + 1) > 0), "the class token may look at itself, too"),
         ):
             require(not is_close(mask, value), f"who_may_look: {hint}")
         require_tensor(

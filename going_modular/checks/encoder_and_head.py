@@ -14,12 +14,7 @@ from going_modular.checks import (
     result_of,
     right,
 )
-from going_modular.model_builder import (
-    VIT_CONFIGS,
-    TransformerEncoderBlock,
-    ViT,
-    ViTConfig,
-)
+from going_modular.model_builder import VIT_CONFIGS, TransformerEncoderBlock, ViT, ViTConfig
 from going_modular.utils import give_random_values
 
 D = 6
@@ -73,8 +68,7 @@ def mean_of_the_patches(mean_logits: Callable) -> None:
         z = vit.encoder(vit.embed(images))  # (B, N+1, D)
         y = vit.norm(z)
         require(
-            isinstance(logits, torch.Tensor)
-            and logits.shape == (2, config.num_classes),
+            isinstance(logits, torch.Tensor) and logits.shape == (2, config.num_classes),
             "the result should be (B, K), (2, 4): over which axis is the mean taken?",
         )
         known = (
@@ -107,9 +101,7 @@ def mean_of_the_patches(mean_logits: Callable) -> None:
 
 def block_of_noise() -> TransformerEncoderBlock:
     """A small block with numbers everywhere, in evaluation mode."""
-    return give_random_values(
-        TransformerEncoderBlock(D, num_heads=2, mlp_dim=14)
-    ).eval()
+    return give_random_values(TransformerEncoderBlock(D, num_heads=2, mlp_dim=14)).eval()
 
 
 def post_norm_block(post_norm: Callable, pre_keeps, post_keeps) -> None:
@@ -121,21 +113,18 @@ def post_norm_block(post_norm: Callable, pre_keeps, post_keeps) -> None:
         expected = block.mlp_norm(block.mlp(middle) + middle)
         require_tensor_shape(output, z)
         require(
-            not torch.allclose(output, block(z), atol=1e-5),
-            "this is pre-norm, the block as it is",
+            not torch.allclose(output, block(z), atol=1e-5), "this is pre-norm, the block as it is"
         )
         inside = block.attention_norm(block.attention(z)) + z
         inside = block.mlp_norm(block.mlp(inside)) + inside
         require(
             not torch.allclose(output, inside, atol=1e-5),
-            "here only what the part gives is normalised; in the first Transformer it "
-            "is the sum",
+            "here only what the part gives is normalised; in the first Transformer it is the sum",
         )
         exchanged = block.mlp_norm(block.attention(z) + z)
         exchanged = block.attention_norm(block.mlp(exchanged) + exchanged)
         require(
-            not torch.allclose(output, exchanged, atol=1e-5),
-            "the two LayerNorms are exchanged",
+            not torch.allclose(output, exchanged, atol=1e-5), "the two LayerNorms are exchanged"
         )
         require_tensor(
             "post_norm(block, z)",
@@ -214,9 +203,7 @@ def drop_path_by_hand(drop_path: Callable) -> None:
 
 def who_wrote_what(contributions: Callable) -> None:
     """6.5: z_L as a sum of what each part has added."""
-    blocks = nn.Sequential(
-        *(TransformerEncoderBlock(D, num_heads=2, mlp_dim=14) for _ in range(4))
-    )
+    blocks = nn.Sequential(*(TransformerEncoderBlock(D, num_heads=2, mlp_dim=14) for _ in range(4)))
     give_random_values(blocks).eval()
     with torch.no_grad():
         z_0 = noise(3, 5, D)
@@ -233,14 +220,8 @@ def who_wrote_what(contributions: Callable) -> None:
         "the list of contributions should be stacked into one tensor: torch.stack",
     )
     L = len(blocks)
-    require(
-        len(answer) != 2 * L,
-        "one is missing: z_0 itself is a part of the sum",
-    )
-    require(
-        len(answer) != L + 1,
-        "attention and MLP write a contribution each, two for a block",
-    )
+    require(len(answer) != 2 * L, "one is missing: z_0 itself is a part of the sum")
+    require(len(answer) != L + 1, "attention and MLP write a contribution each, two for a block")
     if answer.shape == expected.shape:
         require(
             not torch.allclose(answer, expected.cumsum(dim=0), atol=1e-4),

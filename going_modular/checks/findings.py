@@ -16,8 +16,8 @@ from going_modular.checks import (
     result_of,
     right,
 )
-from going_modular.claims import BLOCK, MODELS, ridge_probe
-from going_modular.experiments import read_results
+from going_modular.experiments.claims import BLOCK, MODELS, ridge_probe
+from going_modular.experiments.sweeps import read_results
 
 
 def patches_half_as_wide(embedding_factor, mlp_factor, scores_factor) -> None:
@@ -133,8 +133,7 @@ def difference_of_points(difference: Callable, vit_gains, cnn_gains) -> None:
         )
         require(
             found[2] == (abs(gain) >= 3 * error),
-            f"{name}, effect: True if the gain, up or down, is at least three times "
-            "its error",
+            f"{name}, effect: True if the gain, up or down, is at least three times its error",
         )
     for name, model, answer in (("vit", "ViT", vit_gains), ("cnn", "CNN", cnn_gains)):
         require_answers(**{f"{name}_gains": answer})
@@ -176,8 +175,7 @@ def effects_by_luck(share_of_effects: Callable, at_least_one) -> None:
             (expected / 2, "a loss counts as well as a gain: take the absolute value"),
             (
                 chance_of_an_effect(seeds, with_too_small_deviations),
-                "the deviation that notebook 13 takes divides by one less than the "
-                "number of seeds",
+                "the deviation that notebook 13 takes divides by one less than the number of seeds",
             ),
         ):
             require(abs(share - wrong) > min(0.004, expected / 4), f"{name}: {hint}")

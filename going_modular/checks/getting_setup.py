@@ -28,9 +28,7 @@ def bigger_batches(batches, last_batch, times_as_much) -> None:
         batches != len(sizes) - 1,
         "batches: the images that do not fill a batch come too, in one of their own",
     )
-    require_number(
-        "batches", batches, len(sizes), "divide 225 by 100; what about the rest?"
-    )
+    require_number("batches", batches, len(sizes), "divide 225 by 100; what about the rest?")
     require_number("last_batch", last_batch, last, "what do the full batches leave?")
     require(
         times_as_much != last / full,
@@ -42,9 +40,7 @@ def bigger_batches(batches, last_batch, times_as_much) -> None:
         full / last,
         "each batch weighs the same, and its images share that weight",
     )
-    right(
-        "A larger batch makes fewer, but steadier steps: three in an epoch, not eight."
-    )
+    right("A larger batch makes fewer, but steadier steps: three in an epoch, not eight.")
 
 
 def sure_and_wrong(expected_loss: Callable, best_q) -> None:
@@ -169,11 +165,7 @@ def a_generator_of_its_own(training_and_held_out: Callable) -> None:
 
 def detective_work(right_answers: Callable) -> None:
     """0.5: how many answers were right, from a mean over batches."""
-    for full, last, counts in (
-        (32, 11, (31, 30, 9)),
-        (32, 11, (32, 32, 8)),
-        (50, 7, (44, 50, 7)),
-    ):
+    for full, last, counts in ((32, 11, (31, 30, 9)), (32, 11, (32, 32, 8)), (50, 7, (44, 50, 7))):
         sizes = (full, full, last)
         shares = [n / size for n, size in zip(counts, sizes, strict=True)]
         printed = round(sum(shares) / 3, 4)

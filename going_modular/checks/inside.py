@@ -16,14 +16,14 @@ from going_modular.checks import (
     result_of,
     right,
 )
-from going_modular.inspect_vit import (
+from going_modular.vit.backbones import load_pretrained_backbone, vit_of
+from going_modular.vit.inspect import (
     attention_maps,
     attention_rollout,
     cover,
     occlusion_sensitivity,
     patch_distances,
 )
-from going_modular.weights import load_pretrained_backbone, vit_of
 
 
 def two_layers(from_itself, from_other) -> None:
@@ -35,8 +35,7 @@ def two_layers(from_itself, from_other) -> None:
         "the left of those of the layers before it; or are the two answers exchanged?",
         (maps[1, 0] @ maps[0, 0])[0, 0].item(): "the residual path is missing: first "
         "each matrix is averaged with the identity",
-        expected[0] * 4: "averaged: half of the matrix and half of the identity, in "
-        "each layer",
+        expected[0] * 4: "averaged: half of the matrix and half of the identity, in each layer",
     }
     require_answers(from_itself=from_itself)
     for number, hint in wrong.items():
@@ -48,9 +47,7 @@ def two_layers(from_itself, from_other) -> None:
         "which row of the product is the first token's, and which column belongs to "
         "the first input?",
     )
-    require_number(
-        "from_other", from_other, expected[1], "what should a row of a rollout sum to?"
-    )
+    require_number("from_other", from_other, expected[1], "what should a row of a rollout sum to?")
     right("Every row still sums to 1, however many layers are multiplied.")
 
 
@@ -75,9 +72,7 @@ def neighbours(look_at_neighbours: Callable) -> None:
                 f"{name}: each row has to sum to 1, also at the rim, where patches "
                 "have fewer neighbours",
             )
-        require_tensor(
-            name, found, expected, "each of a patch's neighbours gets the same share"
-        )
+        require_tensor(name, found, expected, "each of a patch's neighbours gets the same share")
     right("Its mean attention distance is P exactly, whatever the grid.")
 
 
@@ -118,19 +113,12 @@ def tokens_looked_at(width: Callable, layer, head) -> None:
     expected, found = widths.mean(dim=-1), result_of(width, maps)
     first = torch.special.entr(maps).sum(dim=-1).mean(dim=-1).exp()
     require(
-        not is_close(found, first),
-        "first e to the power of each row's entropy, and then the mean",
+        not is_close(found, first), "first e to the power of each row's entropy, and then the mean"
     )
     of_columns = torch.special.entr(maps).sum(dim=-2).exp().mean(dim=-1)
-    require(
-        not is_close(found, of_columns),
-        "a token's attention is a row: sum over the last axis",
-    )
+    require(not is_close(found, of_columns), "a token's attention is a row: sum over the last axis")
     require_tensor(
-        "width(maps) for maps (2, 3, 4, T, T)",
-        found,
-        expected,
-        "only the last two axes disappear",
+        "width(maps) for maps (2, 3, 4, T, T)", found, expected, "only the last two axes disappear"
     )
     of_heads = torch.special.entr(maps_of_drawings()).sum(dim=-1).exp().mean((0, -1))
     L, h = of_heads.shape
@@ -169,16 +157,10 @@ def covering_and_showing(shown_alone: Callable, covering, showing) -> None:
         expected.flatten(1)[:, patch] = probabilities[torch.arange(3), guess]
     before = images.clone()
     found = result_of(shown_alone, some_model, images, 4)
-    require(
-        torch.equal(images, before),
-        "the images that were given have changed: work on a copy",
-    )
+    require(torch.equal(images, before), "the images that were given have changed: work on a copy")
     lost = occlusion_sensitivity(some_model, images, 4)
     for wrong in (lost, whole[:, None, None] - lost):
-        require(
-            not is_close(found, wrong),
-            "this covers one patch; here all others are covered",
-        )
+        require(not is_close(found, wrong), "this covers one patch; here all others are covered")
     require_tensor(
         "shown_alone for images of 8 × 12 pixels in patches of 4",
         found,
@@ -189,10 +171,7 @@ def covering_and_showing(shown_alone: Callable, covering, showing) -> None:
     answers = {"covering": covering, "showing": showing}
     require_answers(**answers)
     for way, answer in answers.items():
-        require(
-            answer in ("either", "both"),
-            f'{way} should be "either" or "both", in quotes',
-        )
+        require(answer in ("either", "both"), f'{way} should be "either" or "both", in quotes')
     missed = {}
     for name, combine in (("either", torch.maximum), ("both", torch.minimum)):
 

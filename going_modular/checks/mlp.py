@@ -59,9 +59,7 @@ def gelu_three_times(
         "it is x times the probability that a standard normal number is below x",
     )
     by_sigmoid = result_of(gelu_by_sigmoid, x)
-    require_tensor(
-        "gelu_by_sigmoid(x)", by_sigmoid, x * (1.702 * x).sigmoid(), "x σ(…)"
-    )
+    require_tensor("gelu_by_sigmoid(x)", by_sigmoid, x * (1.702 * x).sigmoid(), "x σ(…)")
     x = torch.linspace(-4, 4, 801)
     for name, answer, other in (
         ("off_tanh", off_tanh, F.gelu(x, approximate="tanh")),
@@ -91,8 +89,7 @@ def without_the_bend(merged: Callable) -> None:
     shape = tuple(layer.weight.shape)
     require(
         shape == (4, 6) and layer.bias is not None,
-        f"the layer's weight is {shape} instead of (outputs, inputs), or the bias is "
-        "missing",
+        f"the layer's weight is {shape} instead of (outputs, inputs), or the bias is missing",
     )
     with torch.no_grad():
         output, expected = layer(x), second(first(x))
@@ -129,8 +126,7 @@ def dropout_by_hand(dropout: Callable) -> None:
     kept = out != 0
     zeros = 1 - kept.float().mean().item()
     require(
-        abs(zeros - (1 - p)) > 0.02,
-        "p is the probability of being dropped, not that of being kept",
+        abs(zeros - (1 - p)) > 0.02, "p is the probability of being dropped, not that of being kept"
     )
     require(abs(zeros - p) < 0.02, f"a share of {zeros:.2f} is dropped, for p = {p}")
     require(

@@ -6,13 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from going_modular.checks import (
-    require,
-    require_answers,
-    require_number,
-    result_of,
-    right,
-)
+from going_modular.checks import require, require_answers, require_number, result_of, right
 from going_modular.model_builder import ViT, ViTConfig, create_vit
 from going_modular.utils import count_parameters
 
@@ -38,12 +32,8 @@ def sharper_images(tokens_large, tokens_huge) -> None:
     ):
         N = ViTConfig(image_size=size, patch_size=P).num_patches
         require(answer != N, f"{name}: these are the patches; which token is missing?")
-        require_number(
-            name, answer, N + 1, f"how often does {P} go into {size}? Square that"
-        )
-    right(
-        "Over five times as many as at 224 pixels; of the parameters only E_pos grows."
-    )
+        require_number(name, answer, N + 1, f"how often does {P} go into {size}? Square that")
+    right("Over five times as many as at 224 pixels; of the parameters only E_pos grows.")
 
 
 def another_journey(shapes) -> None:
@@ -61,9 +51,7 @@ def another_journey(shapes) -> None:
     with torch.inference_mode():
         vit(images)
     require_answers(**shapes)
-    require(
-        shapes.keys() == expected.keys(), f"give five shapes: {', '.join(expected)}"
-    )
+    require(shapes.keys() == expected.keys(), f"give five shapes: {', '.join(expected)}")
     for name, result in expected.items():
         shape, answer = tuple(result.shape), shapes[name]
         require(isinstance(answer, tuple), f"{name}: a shape is a tuple, as (2, 3)")
@@ -128,9 +116,7 @@ def twelve_d_squared(encoder_parameters: Callable) -> None:
     """1.4: parameters of L encoder blocks."""
     for L, D in ((1, 6), (3, 10), (2, 64)):
         vit = ViT(
-            ViTConfig(
-                image_size=16, embedding_dim=D, num_layers=L, num_heads=2, mlp_dim=4 * D
-            )
+            ViTConfig(image_size=16, embedding_dim=D, num_layers=L, num_heads=2, mlp_dim=4 * D)
         )
         expected = count_parameters(vit.encoder)
         answer = result_of(encoder_parameters, L, D)
@@ -150,9 +136,7 @@ def twelve_d_squared(encoder_parameters: Callable) -> None:
                 "that is one block, and there are L of them",
             ),
         ):
-            require(
-                left_out is None or answer != expected - left_out, f"{name}: {hint}"
-            )
+            require(left_out is None or answer != expected - left_out, f"{name}: {hint}")
         require_number(
             name,
             answer,

@@ -22,9 +22,7 @@ from going_modular.utils import count_parameters, give_random_values
 
 def a_fourth_channel(parameters, more_parameters, more_tokens) -> None:
     """3.1: the projection of ViT-S/16 for colour and depth."""
-    require_answers(
-        parameters=parameters, more_parameters=more_parameters, more_tokens=more_tokens
-    )
+    require_answers(parameters=parameters, more_parameters=more_parameters, more_tokens=more_tokens)
     P, D = 16, VIT_CONFIGS["ViT-S/16"].embedding_dim
     rgbd, rgb = (count_parameters(PatchEmbedding(C, P, D)) for C in (4, 3))
     require(parameters != rgbd - D, "parameters: the bias is missing")
@@ -46,9 +44,7 @@ def a_fourth_channel(parameters, more_parameters, more_tokens) -> None:
         rgbd - rgb,
         "how many numbers does a patch have in the new channel?",
     )
-    require_number(
-        "more_tokens", more_tokens, 0, "does N = HW / P² depend on the channels?"
-    )
+    require_number("more_tokens", more_tokens, 0, "does N = HW / P² depend on the channels?")
     right("Whatever a patch holds becomes one token: more channels, same attention.")
 
 
@@ -166,9 +162,7 @@ def pixel_by_pixel(linear_like: Callable) -> None:
             expected = conv(images).flatten(2).transpose(1, 2)  # (B, N, D)
             answer = linear(by_pixel)
             in_other_order = torch.allclose(linear(by_channel), expected, atol=1e-5)
-            only_weights = torch.allclose(
-                answer - linear.bias, expected - conv.bias[:], atol=1e-5
-            )
+            only_weights = torch.allclose(answer - linear.bias, expected - conv.bias[:], atol=1e-5)
         require(
             not in_other_order,
             "this fits patches that are flattened channel by channel. Here the C "
@@ -221,19 +215,11 @@ def the_way_back(patches_again: Callable, no_way_back) -> None:
         f"no_way_back: a list of names out of {', '.join(VIT_CONFIGS)}",
     )
     lossy = {
-        name
-        for name, c in VIT_CONFIGS.items()
-        if c.embedding_dim < c.patch_size**2 * c.in_channels
+        name for name, c in VIT_CONFIGS.items() if c.embedding_dim < c.patch_size**2 * c.in_channels
     }
     too_many, too_few = set(no_way_back) - lossy, lossy - set(no_way_back)
-    require(
-        not too_many,
-        "no_way_back: for at least one of these, a token has room for its patch",
-    )
-    require(
-        not too_few,
-        "no_way_back: at least one is missing. Compare D with P²C for each model",
-    )
+    require(not too_many, "no_way_back: for at least one of these, a token has room for its patch")
+    require(not too_few, "no_way_back: at least one is missing. Compare D with P²C for each model")
     right(
         "A trained E keeps what is useful: most of it lies in few directions, which "
         "look like smooth waves (Figure 7, left)."

@@ -14,7 +14,7 @@ from going_modular.checks import (
     result_of,
     right,
 )
-from going_modular.weights import evaluation_transform
+from going_modular.images.transforms import evaluation_transform
 
 
 def what_is_seen(seen, stretched) -> None:
@@ -38,10 +38,7 @@ def what_is_seen(seen, stretched) -> None:
         "width, and which of its height, is inside the square?",
     )
     require_answers(stretched=stretched)
-    require(
-        stretched != height / width,
-        "is the pizza now higher than wide, or the reverse?",
-    )
+    require(stretched != height / width, "is the pizza now higher than wide, or the reverse?")
     require_number(
         "stretched",
         stretched,
@@ -88,10 +85,7 @@ def temperature(with_temperature: Callable, best_temperature: Callable) -> None:
         result = result_of(with_temperature, logits, T)
         for wrong, hint in (
             ((logits * T).softmax(dim=1), "a higher temperature should soften"),
-            (
-                logits.softmax(dim=1) / T,
-                "these do not sum to 1: divide the logits, before softmax",
-            ),
+            (logits.softmax(dim=1) / T, "these do not sum to 1: divide the logits, before softmax"),
             (
                 (logits / T).softmax(dim=0),
                 "softmax over the classes of an image, not over the images",
@@ -114,10 +108,7 @@ def temperature(with_temperature: Callable, best_temperature: Callable) -> None:
             found != choices[losses.index(max(losses))],
             "that is the temperature with the largest loss",
         )
-        twice = [
-            F.cross_entropy((fair * truth / T).softmax(dim=1), labels).item()
-            for T in choices
-        ]
+        twice = [F.cross_entropy((fair * truth / T).softmax(dim=1), labels).item() for T in choices]
         best_twice = choices[twice.index(min(twice))]
         require(
             found != best_twice or best_twice == choices[losses.index(min(losses))],
@@ -158,8 +149,7 @@ def most_wrong(most_wrong: Callable) -> None:
             if given == expected:
                 continue
             require(
-                not set(given) <= set(range(len(wrong)))
-                or given != order[:count].tolist(),
+                not set(given) <= set(range(len(wrong))) or given != order[:count].tolist(),
                 "these are places among the wrong ones: which images are they?",
             )
             require(

@@ -15,15 +15,12 @@ from going_modular.checks import (
     result_of,
     right,
 )
-from going_modular.recipes import Recipe, learning_rates
+from going_modular.training.recipes import Recipe, learning_rates
 
 
 def four_names(pretraining, warmup, decay, clipping) -> None:
     """11.1: which statement is about which part of a recipe."""
-    given = {
-        "pretraining": pretraining, "warmup": warmup, "decay": decay,
-        "clipping": clipping,
-    }  # fmt: skip
+    given = {"pretraining": pretraining, "warmup": warmup, "decay": decay, "clipping": clipping}
     require_answers(**given)
     about = {
         "A": "clipping",
@@ -45,9 +42,7 @@ def four_names(pretraining, warmup, decay, clipping) -> None:
             f"{name} is not what statement {letter} is about: does it change images, "
             "weights, the gradient or the length of steps, and when?",
         )
-    right(
-        "None of the four is against overfitting, unless one counts the other images."
-    )
+    right("None of the four is against overfitting, unless one counts the other images.")
 
 
 def course_of_the_rate(linear_rate, cosine_rate, learning_rate: Callable) -> None:
@@ -122,19 +117,12 @@ def clipping_by_hand(clipped: Callable) -> None:
                 [g * limit / length for g in given],
                 "a gradient that is shorter than the limit stays as it is",
             ),
-            (
-                [g * limit / length**2 for g in given],
-                "the norm is the root of the sum of squares",
-            ),
+            ([g * limit / length**2 for g in given], "the norm is the root of the sum of squares"),
         ):
-            correct = all(
-                is_close(w, p.grad) for w, p in zip(wrong, parameters, strict=True)
-            )
+            correct = all(is_close(w, p.grad) for w, p in zip(wrong, parameters, strict=True))
             same = all(is_close(f, w) for f, w in zip(found, wrong, strict=True))
             require(correct or not same, hint)
-        for number, (tensor, parameter) in enumerate(
-            zip(found, parameters, strict=True)
-        ):
+        for number, (tensor, parameter) in enumerate(zip(found, parameters, strict=True)):
             require_tensor(
                 f"clipped(...)[{number}]",
                 tensor,
@@ -192,8 +180,7 @@ def shares_of_labels(smoothed: Callable, loss_of: Callable) -> None:
                 "for each image -Σ share · ln p over its classes, then the mean",
             )
     torch.testing.assert_close(
-        F.cross_entropy(logits, expected),
-        F.cross_entropy(logits, labels, label_smoothing=amount),
+        F.cross_entropy(logits, expected), F.cross_entropy(logits, labels, label_smoothing=amount)
     )
     right("PyTorch's label_smoothing is this; so is the loss of MixUp and CutMix.")
 
@@ -217,21 +204,12 @@ def same_gradient(accumulated_gradient: Callable) -> None:
         seen.clear()
         found = result_of(accumulated_gradient, model, x, y, size)
         require(bool(seen), "call model(x): here nothing has gone through the model")
-        require(
-            max(seen) <= size,
-            f"at most {size} images at a time go through the model",
-        )
+        require(max(seen) <= size, f"at most {size} images at a time go through the model")
         parts = -(-images // size)
         for wrong, hint in (
             (sums, "the gradients of parts that are means have to be weighted"),
-            (
-                sums / parts,
-                "each part weighs the same here, however few images it has",
-            ),
-            (
-                expected + sums,
-                "there was a gradient before: it has to be removed first",
-            ),
+            (sums / parts, "each part weighs the same here, however few images it has"),
+            (expected + sums, "there was a gradient before: it has to be removed first"),
             (expected * images, "the mean over all images is wanted, not the sum"),
         ):
             require(is_close(wrong, expected) or not is_close(found, wrong), hint)

@@ -21,11 +21,7 @@ from going_modular.model_builder import ViT, ViTConfig
 from going_modular.utils import give_random_values, set_seeds
 
 # (batch size, epochs) of exercise 8.3
-RUNS = {
-    "small batches": (30, 10),
-    "large batches": (90, 10),
-    "large batches for longer": (90, 30),
-}
+RUNS = {"small batches": (30, 10), "large batches": (90, 10), "large batches for longer": (90, 30)}
 
 
 def steps_by_hand(steps_of_32, steps_of_90, epochs_of_90, paper_steps) -> None:
@@ -41,10 +37,7 @@ def steps_by_hand(steps_of_32, steps_of_90, epochs_of_90, paper_steps) -> None:
             not images % batch or answer != images // batch * epochs,
             f"{name}: the last batch of an epoch is smaller, and makes a step too",
         )
-        require(
-            answer != math.ceil(images / batch),
-            f"{name}: these are the steps of one epoch",
-        )
+        require(answer != math.ceil(images / batch), f"{name}: these are the steps of one epoch")
         require_number(
             name,
             answer,
@@ -76,10 +69,7 @@ def loop_by_hand(training_losses: Callable) -> None:
         "the result should be a list of numbers: loss.item() makes one of a loss",
     )
     expected = losses_by(reference_loop)
-    require(
-        len(losses) != 3 * (len(data) // 4),
-        "the last, smaller batch of each epoch is missing",
-    )
+    require(len(losses) != 3 * (len(data) // 4), "the last, smaller batch of each epoch is missing")
     require(len(losses) != 3, "one number for each step, not for each epoch")
     require(
         len(losses) == len(expected),
@@ -99,8 +89,7 @@ def loop_by_hand(training_losses: Callable) -> None:
     )
     require(
         not all(
-            math.isclose(a, b, rel_tol=1e-4)
-            for a, b in zip(losses, wrong(move=False), strict=True)
+            math.isclose(a, b, rel_tol=1e-4) for a, b in zip(losses, wrong(move=False), strict=True)
         ),
         "the weights never move: the optimizer has to take a step",
     )
@@ -127,9 +116,7 @@ def reference_loop(
     """The loop of exercise 8.2; without `clear` or `move`, with a mistake."""
     losses = []
     for _ in range(epochs):
-        for batch, answers in zip(
-            images.split(batch_size), labels.split(batch_size), strict=True
-        ):
+        for batch, answers in zip(images.split(batch_size), labels.split(batch_size), strict=True):
             loss = F.cross_entropy(model(batch), answers)
             if clear:
                 optimizer.zero_grad()
@@ -145,9 +132,7 @@ def noisy_patterns() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(180) % 3
     patterns = torch.randn(3, 3, 16, 16, generator=generator)
-    return patterns[labels] + 3 * torch.randn(
-        180, 3, 16, 16, generator=generator
-    ), labels
+    return patterns[labels] + 3 * torch.randn(180, 3, 16, 16, generator=generator), labels
 
 
 def fresh_vit() -> ViT:
@@ -189,10 +174,7 @@ def larger_batches(last_loss, learns_least) -> None:
             "the last step is asked for",
             share=0.1,
         )
-    require(
-        learns_least in RUNS,
-        "learns_least should be one of the three names",
-    )
+    require(learns_least in RUNS, "learns_least should be one of the three names")
     require(
         learns_least == max(measured, key=measured.get),
         "learns_least: which run ends with the largest loss?",
@@ -221,8 +203,7 @@ def decay_apart(after_adam, after_adamw, adamw_step: Callable) -> None:
             "after_adam",
             after_adam,
             torch.optim.Adam,
-            "the decay times w is added to the gradient first; of the sum only the "
-            "sign is left",
+            "the decay times w is added to the gradient first; of the sum only the sign is left",
         ),
         (
             "after_adamw",
@@ -243,8 +224,7 @@ def decay_apart(after_adam, after_adamw, adamw_step: Callable) -> None:
         for t, gradient in enumerate(gradients, 1):
             result = step(weight.clone(), gradient, m, v, t, lr, decay)
             require(
-                isinstance(result, tuple) and len(result) == 3,
-                "return the three tensors w, m, v",
+                isinstance(result, tuple) and len(result) == 3, "return the three tensors w, m, v"
             )
             weight, m, v = result
             require(
@@ -265,10 +245,7 @@ def decay_apart(after_adam, after_adamw, adamw_step: Callable) -> None:
             "this is Adam with L2: the decay must not enter the gradient",
         ),
         (run(uncorrected), "m and v start at zero: divide by 1 - β^t before use"),
-        (
-            one_step(torch.optim.AdamW, w, gradients, lr, 0.0),
-            "the weights do not decay",
-        ),
+        (one_step(torch.optim.AdamW, w, gradients, lr, 0.0), "the weights do not decay"),
         (
             one_step(torch.optim.AdamW, w, gradients, lr, decay / lr),
             "the decay is multiplied by the learning rate",
@@ -283,8 +260,7 @@ def decay_apart(after_adam, after_adamw, adamw_step: Callable) -> None:
         "compare each line with the formula; are m and v handed back, uncorrected?",
     )
     right(
-        "The loss wanted a larger weight. AdamW gave way to it; Adam's L2 "
-        "made the weight smaller."
+        "The loss wanted a larger weight. AdamW gave way to it; Adam's L2 made the weight smaller."
     )
 
 
@@ -299,10 +275,7 @@ def what_a_matrix_tells(recall: Callable, collapsed: Callable) -> None:
             "this is precision, how often an answer is right: you divide by the sum of "
             "a column, and a true class is a row",
         ),
-        (
-            right_ones / counts.sum(),
-            "divide by the images of the class, not by all images",
-        ),
+        (right_ones / counts.sum(), "divide by the images of the class, not by all images"),
     ):
         require(not is_close(found, wrong), hint)
     require_tensor(
@@ -326,10 +299,7 @@ def what_a_matrix_tells(recall: Callable, collapsed: Callable) -> None:
             f"collapsed should return True or False, and gives {type(answer).__name__}",
         )
         true, said = (counts.sum(dim=d).count_nonzero().item() for d in (1, 0))
-        require(
-            answer == (said == 1 and true > 1),
-            f"collapsed(counts) is {answer} where {what}",
-        )
+        require(answer == (said == 1 and true > 1), f"collapsed(counts) is {answer} where {what}")
     right(
         "A collapsed model has a recall of 1 for one class and 0 for the others, so "
         "their mean is 1/K, whatever its accuracy."

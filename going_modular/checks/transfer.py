@@ -15,11 +15,11 @@ from going_modular.checks import (
     result_of,
     right,
 )
-from going_modular.claims import ridge_probe
+from going_modular.experiments.claims import ridge_probe
 from going_modular.model_builder import ViT, ViTConfig, create_vit
-from going_modular.position_embedding import interpolate_pos_embedding
 from going_modular.utils import count_parameters, give_random_values
-from going_modular.weights import load_pretrained_backbone, vit_of
+from going_modular.vit.backbones import load_pretrained_backbone, vit_of
+from going_modular.vit.positions import interpolate_pos_embedding
 
 
 def parameters_to_train(head_numbers, with_norm) -> None:
@@ -48,11 +48,7 @@ def parameters_to_train(head_numbers, with_norm) -> None:
 
 def images_for_a_difference(images_needed: Callable) -> None:
     """9.2: how many test images show a difference of two accuracies."""
-    for accuracy, difference, errors in (
-        (0.93, 0.02, 2),
-        (0.6, 0.05, 3),
-        (0.8, 0.1, 1),
-    ):
+    for accuracy, difference, errors in ((0.93, 0.02, 2), (0.6, 0.05, 3), (0.8, 0.1, 1)):
         expected = 2 * accuracy * (1 - accuracy) * (errors / difference) ** 2
         name = f"images_needed({accuracy}, {difference}, {errors})"
         given = result_of(images_needed, accuracy, difference, errors)
@@ -60,16 +56,13 @@ def images_for_a_difference(images_needed: Callable) -> None:
             (2, "the difference has an error from each of the two accuracies"),
             (errors / difference, "n stands under a root, so it takes a square"),
         ):
-            is_it = isinstance(given, float | int) and (
-                abs(given * factor / expected - 1) < 1e-6
-            )
+            is_it = isinstance(given, float | int) and (abs(given * factor / expected - 1) < 1e-6)
             require(not is_it, f"{name}: {hint}")
         require_number(
             name,
             given,
             expected,
-            "write down errors · (standard error of the difference) = difference, and "
-            "solve for n",
+            "write down errors · (standard error of the difference) = difference, and solve for n",
         )
     right("Half the difference wants four times the images.")
 
@@ -127,8 +120,11 @@ def another_resolution(tokens, position_numbers, at_resolution: Callable) -> Non
     )
     generator = torch.Generator().manual_seed(9)
     for given, size in ((32, 48), (32, (40, 24)), ((32, 16), 48)):
-        vit = ViT(ViTConfig(given, 8, embedding_dim=24, num_layers=2, num_heads=2,
-                            mlp_dim=40, num_classes=0)).eval()  # fmt: skip
+        vit = ViT(
+            ViTConfig(
+                given, 8, embedding_dim=24, num_layers=2, num_heads=2, mlp_dim=40, num_classes=0
+            )
+        ).eval()
         give_random_values(vit)
         before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
         expected = ViT(replace(vit.config, image_size=size)).eval()
@@ -141,9 +137,7 @@ def another_resolution(tokens, position_numbers, at_resolution: Callable) -> Non
             }
         )
         other = result_of(at_resolution, vit, size)
-        require(
-            isinstance(other, ViT), "at_resolution should return a ViT of the package"
-        )
+        require(isinstance(other, ViT), "at_resolution should return a ViT of the package")
         require(
             other.config.grid == expected.config.grid,
             f"for images of {size} pixels the grid is {expected.config.grid}, and that "
@@ -215,12 +209,9 @@ def twice_the_data(missing, features, labels, guesses, accuracy) -> None:
             not tensor.is_floating_point() and set(tensor.tolist()) <= {0, 1, 2},
             f"{name} should hold the numbers of classes: 0, 1 and 2",
         )
+    require(labels.bincount().tolist() == [150] * 3, "each class should have 150 labels")
     require(
-        labels.bincount().tolist() == [150] * 3, "each class should have 150 labels"
-    )
-    require(
-        torch.allclose(features[:225], old, atol=1e-3)
-        and torch.equal(labels[:225], old_labels),
+        torch.allclose(features[:225], old, atol=1e-3) and torch.equal(labels[:225], old_labels),
         "the first 225 should be FoodVision Mini's own, in their order; the new ones "
         "come after them",
     )
@@ -232,9 +223,7 @@ def twice_the_data(missing, features, labels, guesses, accuracy) -> None:
         distances.min() > 1e-3,
         "two of the 450 are the same picture: give each its own random numbers",
     )
-    good = (
-        (ridge_probe(old, old_labels)(new).argmax(dim=1) == new_labels).float().mean()
-    )
+    good = (ridge_probe(old, old_labels)(new).argmax(dim=1) == new_labels).float().mean()
     require(
         good > 0.7,
         f"a classifier that learnt from the 225 finds {good:.0%} of your new labels "
@@ -248,10 +237,7 @@ def twice_the_data(missing, features, labels, guesses, accuracy) -> None:
         "all guesses are right, which is hard to believe: are they the labels?",
     )
     require_number(
-        "accuracy",
-        accuracy,
-        measured,
-        "the share of the test images whose guess is their label",
+        "accuracy", accuracy, measured, "the share of the test images whose guess is their label"
     )
     require(
         measured > 0.8,
@@ -259,6 +245,5 @@ def twice_the_data(missing, features, labels, guesses, accuracy) -> None:
         "the guesses those of the head that learnt from all 450, for the test images?",
     )
     right(
-        "Is it more than before? The standard error is near 0.03: 75 test images "
-        "cannot tell (9.2)."
+        "Is it more than before? The standard error is near 0.03: 75 test images cannot tell (9.2)."
     )

@@ -1,0 +1,1 @@
+"""Food that is drawn by a program, in place of photos."""

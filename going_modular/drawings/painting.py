@@ -1,0 +1,373 @@
+"""A small painter: lit, textured shapes on a table, seen by a tilted camera.
+
+Everything is measured in table units; a plate is about 1.8 of them wide. NumPy and
+Pillow do the work, and every random number comes from the scene's generator.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+Color = tuple[float, float, float]
+TEXTURES = ("blotch", "spots", "marble", "stripes", "lines", "check", "rings", "grains", "beads")
+CELLS, DOTS = 96, 8  # a sheet of texture has 96 x 96 cells of 8 x 8 dots
+
+
+def rgb(code: str) -> Color:
+    """A colour between 0 and 1 from hexadecimal digits, "ff8000" for orange."""
+    return tuple(int(code[i : i + 2], 16) / 255 for i in (0, 2, 4))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An outline around (0, 0), long in x, as a field of distances to its edge.
+
+    Attributes:
+        kind: "disc" (an ellipse), "slab" (a rectangle with round corners), "leaf",
+            "ring" or "slice" (a sector; the length is its radius).
+        length, width: along x and y.
+        corner: radius of a slab's corners, or the thickness of a ring.
+        opening: of a slice, in degrees; above 180 it is a disc with a piece missing.
+        bend: how far the ends curve to one side.
+        taper: how much narrower than its middle it is at the left, and wider at the
+            right; between -1 and 1.
+        lump: how far the outline wanders, over distances of `lump_size`.
+    """
+
+    kind: str
+    length: float
+    width: float
+    corner: float = 0.05
+    opening: float = 45.0
+    bend: float = 0.0
+    taper: float = 0.0
+    lump: float = 0.0
+    lump_size: float = 0.25
+
+    def extent(self, angle: float) -> np.ndarray:
+        """How far the shape, turned by an angle, reaches at most in x and in y."""
+        long, wide = self.length / 2, self.width / 2 * (1 + abs(self.taper))
+        wide += abs(self.bend) * self.length / 2
+        if self.kind == "slice":
+            long = wide = self.length
+        cos, sin = abs(np.cos(angle)), abs(np.sin(angle))
+        return np.array([long * cos + wide * sin, long * sin + wide * cos]) + self.lump
+
+    def distance(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """How far inside the edge each point is; negative outside. Broadcasts."""
+        a, b = self.length / 2, self.width / 2
+        if self.bend:
+            v = v - 2 * self.bend * (u * u / a - a / 2)
+        if self.taper:
+            v = v / (1 + self.taper * np.clip(u / a, -1, 1))
+        if self.kind == "disc":
+            return (1 - np.sqrt((u / a) ** 2 + (v / b) ** 2)) * min(a, b)
+        if self.kind == "ring":
+            r = np.sqrt(u * u + (v * (a / b)) ** 2)
+            return self.corner / 2 - np.abs(r - a + self.corner / 2)
+        if self.kind == "leaf":  # where two equal circles overlap
+            radius = (a * a + b * b) / (2 * b)
+            return radius - np.sqrt(u * u + (np.abs(v) + radius - b) ** 2)
+        if self.kind == "slice":
+            half = np.deg2rad(self.opening / 2)
+            u = u + (self.length / 2 if self.opening < 180 else 0)
+            edge = u * np.sin(half) - np.abs(v) * np.cos(half)
+            return np.minimum(self.length - np.sqrt(u * u + v * v), edge)
+        corner = min(self.corner, a, b)
+        x, y = np.abs(u) - a + corner, np.abs(v) - b + corner
+        outside = np.sqrt(np.maximum(x, 0) ** 2 + np.maximum(y, 0) ** 2)
+        return corner - outside - np.minimum(np.maximum(x, y), 0)
+
+
+@dataclass(frozen=True)
+class Material:
+    """How a surface looks: two colours mixed by a texture, an edge, relief and shine.
+
+    Attributes:
+        color, second: mixed by the texture; `second` alone where it is 1.
+        texture: "blotch", "spots", "marble" (veins), "stripes", "lines" (narrow
+            stripes), "check", "rings" (along the outline), "grains" (short strokes)
+            or "beads".
+        cell: size of the texture's parts along and across the shape; the first number
+            alone is the distance between waves, and the size of grains and beads.
+        amount: the largest part of `second` in the mixture.
+        rim, rim_width: another colour along the edge.
+        bevel: how far from the edge the surface curves down.
+        bump: how much of the texture is relief.
+        gloss: strength of the light's reflection.
+        side: colour of the sides; a darker `rim` or `color` without it.
+        name: what it is; see `Scene.names`.
+    """
+
+    color: Color
+    second: Color | None = None
+    texture: str = "blotch"
+    cell: tuple[float, float] = (0.12, 0.12)
+    amount: float = 0.8
+    rim: Color | None = None
+    rim_width: float = 0.03
+    bevel: float = 0.04
+    bump: float = 0.5
+    gloss: float = 0.15
+    side: Color | None = None
+    name: str = ""
+
+
+@cache
+def sheet(kind: str) -> Image.Image:
+    """A large piece of texture, the same every time, to cut pieces from.
+
+    "noise" is smooth and random, with details of a third of a cell; "grains" are short
+    strokes in all directions, a cell long; "beads" are balls of a cell's size. Values
+    are between 0 and about 1.
+    """
+    rng = np.random.default_rng(0)
+    side = CELLS * DOTS
+    if kind == "noise":
+        coarse, fine = (
+            Image.fromarray(rng.random((cells, cells), np.float32)) for cells in (CELLS, 3 * CELLS)
+        )
+        coarse, fine = (
+            np.asarray(octave.resize((side, side), Image.BICUBIC)) for octave in (coarse, fine)
+        )
+        return Image.fromarray(0.72 * coarse + 0.28 * fine)
+    image = Image.new("F", (side, side), 0.15)
+    pen = ImageDraw.Draw(image)
+    count = 3 * CELLS * CELLS if kind == "grains" else 14000
+    x, y, angle, tone = rng.random((4, count))
+    dx, dy = DOTS / 2 * np.cos(angle * np.pi), DOTS / 2 * np.sin(angle * np.pi)
+    x, y, tone = x * side, y * side, 0.4 + 0.6 * tone
+    if kind == "grains":
+        ends = np.stack([x - dx, y - dy, x + dx, y + dy], axis=1)
+        for line, gray in zip(ends.tolist(), tone.tolist(), strict=True):
+            pen.line(line, gray, width=3)
+    else:
+        for part in (0.5, 0.35, 0.2):
+            r = part * DOTS
+            boxes = np.stack([x - r, y - r, x + r, y + r], axis=1).tolist()
+            for box, gray in zip(boxes, (tone - part * 0.6).tolist(), strict=True):
+                pen.ellipse(box, gray)
+    return image
+
+
+class Window:
+    """The pixels around a piece, with each one's place (u, v) in the piece's own axes.
+
+    `half` is half of the window's size in pixels: left and right, up, down.
+    """
+
+    def __init__(self, scene, at, angle, rise, half):
+        unit, squeeze = scene.unit, scene.squeeze
+        x = scene.center[0] + unit * at[0]
+        y = scene.center[1] + unit * (at[1] * squeeze - rise * scene.lean)
+        height, width = scene.canvas.shape[1:]
+        left, right = max(0, int(x - half[0])), min(width, int(x + half[0]) + 1)
+        top, bottom = max(0, int(y - half[1])), min(height, int(y + half[2]) + 1)
+        self.area = (slice(None), slice(top, bottom), slice(left, right))
+        self.shape = (bottom - top, right - left)
+        cos, sin = np.cos(angle) / unit, np.sin(angle) / unit
+        self.axes = (  # u = a column + b row + c, and the same for v
+            (cos, sin / squeeze, cos * (left - x) + sin / squeeze * (top - y)),
+            (-sin, cos / squeeze, -sin * (left - x) + cos / squeeze * (top - y)),
+        )
+
+    def coordinates(self) -> list[np.ndarray]:
+        """u and v of every pixel, (height, width) each, in table units."""
+        row, column = np.ogrid[: self.shape[0], : self.shape[1]]
+        row, column = row.astype(np.float32), column.astype(np.float32)
+        return [
+            np.float32(a) * column + np.float32(b) * row + np.float32(c) for a, b, c in self.axes
+        ]
+
+    def cut(self, kind: str, cell: tuple[float, float], rng) -> np.ndarray:
+        """A piece of a texture's sheet, from a random place, laid along u and v."""
+        height, width = self.shape
+        affine = []
+        for (a, b, c), step in zip(self.axes, cell, strict=True):
+            ends = [c, c + a * width, c + b * height, c + a * width + b * height]
+            length = max(ends) - min(ends)
+            step = max(step, length / (CELLS - 2))  # all of it has to fit on the sheet
+            start = 1 + rng.random() * (CELLS - 2 - length / step)
+            dots = DOTS / step
+            affine += [a * dots, b * dots, (c - min(ends)) * dots + start * DOTS]
+        piece = sheet(kind).transform((width, height), Image.AFFINE, affine, Image.BILINEAR)
+        return np.asarray(piece)
+
+
+class Scene:
+    """A table under a lamp and a camera; `paint` puts pieces on it from back to front.
+
+    Args:
+        rng: decides everything that is random.
+        size: (width, height) in pixels.
+        zoom: how much of the picture the plate fills.
+        tilt: of the camera, in degrees; 0 looks straight down.
+
+    Attributes:
+        canvas: the colours so far, (3, height, width).
+        labels: what each pixel shows, (height, width): its place in `names`.
+        names: of all materials painted so far, the table's first.
+    """
+
+    def __init__(self, rng, size, zoom=1.0, tilt=35.0):
+        self.rng = rng
+        self.unit = zoom * min(size) / 2.1  # pixels
+        self.squeeze, self.lean = np.cos(np.deg2rad(tilt)), np.sin(np.deg2rad(tilt))
+        self.center = np.array(size) / 2 + rng.normal(0, 0.08, 2) * self.unit
+        angle = rng.uniform(0, 2 * np.pi)
+        self.light = np.array([np.cos(angle), np.sin(angle)], np.float32)
+        self.softness = rng.uniform(0.05, 0.2)  # of shadows
+        self.contrast = np.float32(rng.uniform(0.6, 1.0))
+        self.canvas = np.zeros((3, size[1], size[0]), np.float32)
+        self.names = ["table"]
+        self.labels = np.zeros((size[1], size[0]), np.uint8)
+
+    def cover(self, material: Material, angle: float) -> None:
+        """Fill the canvas: the table."""
+        half = (10 * self.unit,) * 3
+        window = Window(self, (0, 0), angle, 0, half)
+        tone = self.texture(window, material, window.coordinates(), None)
+        self.canvas[:] = self.surface(material, tone, None)
+
+    def paint(self, shape, material, at=(0, 0), angle=0.0, base=0.0, height=0.05):
+        """Put a piece at a place of the table: its shadow, its sides, its lit top.
+
+        Args:
+            at: its centre, in table units from the table's.
+            angle: in radians.
+            base, height: where it stands above the table, and how high it is.
+        """
+        unit = self.unit
+        fall = height * self.lean * unit  # pixels from its top to its foot
+        throw = -(0.6 * height + 0.01) * unit * self.light * (1, self.squeeze)
+        soft = (self.softness * min(height, 0.3) + 0.012) * unit
+        extent = shape.extent(angle) * (unit, unit * self.squeeze)
+        margin = np.abs(throw) + soft + 2
+        half = (*(extent + margin), extent[1] + margin[1] + fall)
+        window = Window(self, at, angle, base + height, half)
+        if min(window.shape) < 2:
+            return
+        u, v = window.coordinates()
+        inside = shape.distance(u, v)
+        if shape.lump:
+            wander = window.cut("noise", (shape.lump_size,) * 2, self.rng)
+            inside = inside + np.float32(shape.lump) * (2 * wander - 1)
+        inside = inside * np.float32(unit)  # pixels
+        area = self.canvas[window.area]
+
+        body = inside
+        thin = max(1.0, 0.3 * unit * min(shape.length, shape.width))
+        for part in np.linspace(0, 1, int(fall / thin) + 2)[1:]:
+            body = np.maximum(body, shift(inside, round(fall * part), 0))
+        shadow = shift(body, round(throw[1]), round(throw[0]))
+        dark = 0.55 * np.clip(0.5 + shadow / np.float32(2 * soft), 0, 1)
+        contact = 0.35 * np.clip(1 + body / np.float32(0.03 * unit), 0, 1)
+        area *= 1 - np.maximum(dark, contact)
+
+        if fall > 0.7:
+            color = channels(material.side or material.rim or material.color)
+            across = np.linspace(-1, 1, window.shape[1], dtype=np.float32)
+            blend(area, color * (0.68 + 0.22 * across * self.light[0]), body)
+
+        tone = self.texture(window, material, (u, v), inside)
+        blend(area, self.surface(material, tone, inside), inside)
+        if material.name not in self.names:
+            self.names.append(material.name)
+        self.labels[window.area[1:]][body > 0] = self.names.index(material.name)
+
+    def texture(self, window, material, coordinates, inside) -> np.ndarray:
+        """A material's texture on a window, between 0 and 1."""
+        cell, kind = material.cell, material.texture
+        if kind in ("grains", "beads"):
+            return window.cut(kind, (cell[0], cell[0]), self.rng)
+        noise = window.cut("noise", cell, self.rng)
+        if kind == "marble":
+            return steep(1 - np.abs(4 * noise - 2), 2)
+        if kind == "spots":
+            return steep(noise - 0.12, 6)
+        if kind == "blotch":
+            return steep(noise, 1.8)
+        length = coordinates[0]
+        if kind == "rings" and inside is not None:
+            length = inside / np.float32(self.unit)
+        tone = wave(length, cell[0], noise)
+        if kind == "lines":
+            return steep(tone - 0.3, 4)
+        tone = steep(tone, 2.5)
+        if kind == "check":
+            tone = 0.5 * (tone + steep(wave(coordinates[1], cell[0], noise), 2.5))
+        return tone
+
+    def surface(self, material, tone, inside) -> np.ndarray:
+        """The colours (3, height, width) of a lit surface with this texture."""
+        color = channels(material.color)
+        color = color + np.float32(material.amount) * tone * (
+            channels(material.second or material.color) - color
+        )
+        relief = tone * np.float32(material.bump * 0.025 * self.unit)
+        if inside is not None:
+            if material.rim:
+                width = np.float32(material.rim_width * self.unit)
+                edge = np.clip(1.1 - inside / width + 0.8 * tone, 0, 1)
+                color += edge * (channels(material.rim) - color)
+            bevel = np.float32(max(material.bevel * self.unit, 1.0))
+            slope = np.clip(1 - inside / bevel, 0, 1)
+            relief = relief + bevel * np.sqrt(1 - np.float32(0.96) * slope * slope)
+            color *= 1 + channels(self.rng.normal(0, 0.03, 3))
+        down, right = np.gradient(relief)
+        x, y = self.light
+        lit = 1 - 0.45 * self.contrast * (right * x + down * y)
+        color *= np.clip(lit, 0.35, 1.5)
+        if material.gloss and inside is not None:  # where the slope mirrors the lamp
+            off = (right + 0.55 * x) ** 2 + (down + 0.55 * y) ** 2
+            color += np.float32(material.gloss) * np.clip(1 - 2.5 * off, 0, 1) ** 2
+        return color
+
+    def develop(self) -> Image.Image:
+        """The finished picture: light falling off, white balance, blur and noise."""
+        rng = self.rng
+        height, width = self.canvas.shape[1:]
+        y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+        x = np.linspace(-1, 1, width, dtype=np.float32)
+        fall = 1 + np.float32(0.14) * (x * self.light[0] + y * self.light[1])
+        fall *= 1 - np.float32(rng.uniform(0, 0.18)) * (x * x + y * y)
+        warmth, tint = rng.normal(0.06, 0.18), rng.normal(0, 0.05)
+        balance = np.array([1 + warmth, 1 + tint, 1 - warmth]) * rng.uniform(0.62, 1.3)
+        picture = self.canvas * fall * channels(balance)
+        gray = picture.mean(axis=0)
+        picture = gray + np.float32(rng.uniform(0.65, 1.1)) * (picture - gray)
+        grain = rng.standard_normal((height, width), dtype=np.float32)
+        picture += np.float32(rng.uniform(0.003, 0.02)) * grain
+        values = np.clip(255 * picture + 0.5, 0, 255).astype(np.uint8)
+        image = Image.fromarray(np.ascontiguousarray(values.transpose(1, 2, 0)))
+        blur = rng.uniform(0, 0.0022) * max(width, height)
+        return image.filter(ImageFilter.GaussianBlur(blur))
+
+
+def channels(color) -> np.ndarray:
+    """Three numbers as (3, 1, 1), to go with (height, width)."""
+    return np.array(color, np.float32)[:, None, None]
+
+
+def steep(values: np.ndarray, factor: float) -> np.ndarray:
+    """Values between 0 and 1, pushed away from 0.5 and clipped."""
+    return np.clip((values - 0.5) * np.float32(factor) + 0.5, 0, 1)
+
+
+def wave(length: np.ndarray, period: float, noise: np.ndarray) -> np.ndarray:
+    """A wave between 0 and 1 along a length, made uneven by noise."""
+    return 0.5 + 0.5 * np.sin(np.float32(2 * np.pi / period) * length + 2.5 * noise)
+
+
+def shift(field: np.ndarray, down: int, right: int) -> np.ndarray:
+    """A field moved by whole pixels; its edge values fill what becomes free."""
+    rows = np.clip(np.arange(field.shape[0]) - down, 0, field.shape[0] - 1)
+    columns = np.clip(np.arange(field.shape[1]) - right, 0, field.shape[1] - 1)
+    return field[rows][:, columns] if right else field[rows]
+
+
+def blend(area: np.ndarray, color: np.ndarray, inside: np.ndarray) -> None:
+    """Lay a colour over an area where the distance to the edge, in pixels, is > 0."""
+    area += np.clip(inside + 0.5, 0, 1) * (color - area)

@@ -1,0 +1,1 @@
+"""Measurements behind the notebooks and the README."""

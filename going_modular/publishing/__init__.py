@@ -1,0 +1,1 @@
+"""Notebooks as files, the demo, the drawings of the architecture."""

@@ -1,0 +1,334 @@
+"""Try it: a page on this machine that says what is on a photo, and shows attention.
+
+python -m going_modular.publishing.demo                            # our backbone, head fitted now
+python -m going_modular.publishing.demo --weights vit.safetensors  # a model of going_modular.train
+
+The server can be reached from this machine only, and the page asks no other host.
+"""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import gradio as gr
+import numpy as np
+import torch
+from PIL import Image
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from torch import nn
+
+from going_modular import data_setup, engine
+from going_modular.drawings.synthetic_food import draw
+from going_modular.images import reading, transforms
+from going_modular.images.transforms import denormalize, evaluation_transform
+from going_modular.model_builder import ViT
+from going_modular.predictions import predict_image
+from going_modular.training.fit import fit
+from going_modular.training.recipes import HEAD
+from going_modular.utils import get_device, set_seeds
+from going_modular.vit.backbones import load_pretrained_backbone, vit_of
+from going_modular.vit.files import read_vit
+from going_modular.vit.inspect import attention_maps, attention_rollout, class_attention
+from going_modular.vit.plots import stretched
+from going_modular.vit.positions import Grid
+
+DEVICE = get_device()
+SMALLEST, LONGEST = 32, 10  # pixels of the shorter side; the longer one by the shorter
+SHARP = 560  # pixels of a square that is drawn, at least
+
+
+class Classifier(NamedTuple):
+    """A model, with all that the page needs to use it and to say what it is."""
+
+    model: nn.Module
+    vit: ViT  # the part of the model that has attention
+    transform: transforms.Transform
+    class_names: list[str]
+    description: str
+
+
+def fit_classifier() -> Classifier:
+    """Our backbone with a linear head, fitted to the training images (notebook 09).
+
+    The description tells its accuracy on the test images.
+    """
+    backbone, transform, name = load_pretrained_backbone("drawn_dishes")
+    food = data_setup.get_food_images()
+    *loaders, class_names = data_setup.create_dataloaders(
+        food.train_dir, food.test_dir, transform, batch_size=32
+    )
+    train, test = (engine.extract_features(backbone, x, DEVICE) for x in loaders)
+    K = len(class_names)
+    set_seeds(42)
+    head = nn.Linear(backbone.embedding_dim, K)
+    _, results = fit(head, HEAD, train, test, K, device=DEVICE, progress=False)
+    right = round(results["test_acc"][-1] * len(test))
+    description = (
+        f"{name}, and a linear head on the mean and the spread of its patch tokens, "
+        f"fitted to {len(train)} images when this page was started. It is right for "
+        f"**{right} of {len(test)}** test images of the same kind; your photo may be "
+        f"harder. Images: {food.source}"
+    )
+    model = nn.Sequential(backbone, head).eval()
+    return Classifier(model, vit_of(backbone), transform, class_names, description)
+
+
+def read_classifier(path: str | Path) -> Classifier:
+    """A classifier that `python -m going_modular.train` wrote.
+
+    Raises:
+        FileNotFoundError, ValueError: if it cannot be read, or has no class names.
+    """
+    vit, notes = read_vit(path)
+    if "class_names" not in notes:
+        raise ValueError(f"{Path(path).name} does not name its classes")
+    transform = evaluation_transform(vit.config.image_size)
+    description = f"the ViT of {Path(path).name}. Its accuracy was not measured here"
+    return Classifier(vit, vit, transform, notes["class_names"], description)
+
+
+def read_picture(picture: str | Path | Image.Image) -> Image.Image:
+    """`load_image`, with words for the page.
+
+    Raises:
+        ValueError: if it is no picture, or too small or narrow to be worth a look.
+    """
+    try:
+        picture = reading.load_image(picture)
+    except ValueError as error:
+        raise ValueError(
+            "This file cannot be read as a picture. It is damaged, or of a kind that "
+            "is not known here (HEIC, SVG). Save it as JPEG or PNG and try again."
+        ) from error
+    least, most = sorted(picture.size)
+    if least < SMALLEST or most > LONGEST * least:
+        raise ValueError(
+            f"This picture has {picture.width} × {picture.height} pixels. Its shorter "
+            f"side should have at least {SMALLEST}, and the longer side at most "
+            f"{LONGEST} times as many."
+        )
+    return picture
+
+
+def attention_of(maps: torch.Tensor, grid: Grid, layer: int, head: int) -> torch.Tensor:
+    """A picture of attention: maps (L, h, T, T) -> (rows, columns).
+
+    Args:
+        layer: counted from 1; 0 is the rollout over all layers, whatever the head.
+        head: counted from 1; 0 is the mean of all heads.
+    """
+    if layer == 0:
+        return class_attention(attention_rollout(maps), grid)
+    heads = maps[layer - 1]
+    return class_attention(heads[head - 1] if head else heads.mean(dim=0), grid)
+
+
+def overlay(seen: np.ndarray, attention: torch.Tensor) -> np.ndarray:
+    """Colours (H, W, 3) as they are where attention is largest, dark grey at 0; uint8.
+
+    Figure 6 of the paper, but what is not lit can still be made out.
+    """
+    light = stretched(attention[None], seen.shape[:2])[0][:, :, None]
+    light = light / light.max()
+    grey = 0.4 * seen.mean(axis=2, keepdims=True)
+    return (255 * (light * seen + (1 - light) * grey)).round().astype(np.uint8)
+
+
+def patches_apart(seen: np.ndarray, grid: Grid) -> np.ndarray:
+    """Colours (H, W, 3) cut into patches, enlarged, with clear gaps; uint8 RGBA."""
+    (rows, columns), scale = grid, -(-SHARP // len(seen))
+    pixels = np.dstack([seen, np.ones(seen.shape[:2])])  # opaque
+    pixels = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
+    patches = pixels.reshape(rows, len(pixels) // rows, columns, -1, 4)
+    gap = max(patches.shape[1] // 10, 2)
+    patches = np.pad(patches, ((0, 0), (0, gap), (0, 0), (0, gap), (0, 0)))
+    apart = patches.reshape(rows * patches.shape[1], -1, 4)[:-gap, :-gap]
+    return (255 * apart).round().astype(np.uint8)
+
+
+MODEL = """# Try it: what is on the photo?
+**The model:** {}. It knows only **{}**, and cannot say "none of them".
+Your photo stays on this machine, and is deleted when Ctrl-C stops the server."""
+PROBABILITIES = """**How to read it:** the numbers compare these classes and sum to
+100%, whatever is on the picture. A probability is no certainty: 99% can be wrong."""
+ATTENTION = """**How to read it:** the patch that the {} takes most from keeps its
+colours; one that it takes nothing from is dark and grey. **Attention is not an
+explanation:** it says where a token took something from, not what the answer depended
+on. In notebook 12, covering what the rollout lights costs our backbone no more than
+covering the middle."""
+PATCHES = """**How to read it:** this is all that the model gets: the middle square of
+the picture in {0} × {0} pixels, cut into {1} × {2} patches. Each becomes one token."""
+CSS = """
+.gradio-container { max-width: 1100px !important; margin: auto !important; }
+.gallery { max-width: 300px; }
+"""
+
+
+def build_page(classifier: Classifier) -> gr.Blocks:
+    """The page, ready to launch."""
+    model, vit, transform, class_names, description = classifier
+    colors = {"mean": transform.mean, "std": transform.std}
+    config, grid = vit.config, vit.config.grid
+
+    def show(picture, layer, head):
+        hidden = {verdict: gr.Column(visible=False), pictures: gr.Row(visible=False)}
+        if picture is None:  # cleared
+            return {message: "", **hidden}
+        try:
+            picture = read_picture(picture)
+        except ValueError as error:
+            return {photo: None, message: f"**{error}**", **hidden}
+        prediction = predict_image(model, picture, class_names, transform, DEVICE)
+        image = transform(picture)[None].to(DEVICE)  # (1, 3, H, W)
+        maps = attention_maps(vit, image)[0].cpu()
+        # The same square with more pixels than the model gets
+        square = denormalize(evaluation_transform(SHARP, **colors)(picture), **colors)
+        picture.thumbnail((640, 640))  # browsers cannot show every kind of file
+        return {
+            photo: picture,
+            message: "",
+            verdict: gr.Column(visible=True),
+            probabilities: prediction.probabilities,
+            pictures: gr.Row(visible=True),
+            looked: (square, maps),
+            attention: overlay(square, attention_of(maps, grid, layer, head)),
+            patches: patches_apart(denormalize(image[0], **colors), grid),
+        }
+
+    def light(looked, layer, head):
+        square, maps = looked
+        lit = overlay(square, attention_of(maps, grid, layer, head))
+        return lit, gr.Dropdown(value=head if layer else 0, interactive=layer > 0)
+
+    def choice(name, everything, count):
+        each = [(f"{name} {number}", number) for number in range(1, count + 1)]
+        return gr.Dropdown(
+            [(everything, 0), *each],
+            value=0,
+            label=name.title(),
+            filterable=False,
+            min_width=200,
+            interactive=name == "layer",
+            elem_id=name,
+        )
+
+    def shown(name):
+        gr.Markdown(f"### {name.title()}")
+        return gr.Image(
+            show_label=False,
+            elem_id=name,
+            alt_text=name,
+            format="png",
+            buttons=[],
+            interactive=False,
+        )
+
+    with gr.Blocks(title="Try it: a Vision Transformer", analytics_enabled=False) as page:
+        looked = gr.State()
+        gr.Markdown(MODEL.format(description, ", ".join(class_names)))
+        with gr.Row():
+            with gr.Column():
+                photo = gr.Image(
+                    label="Your photo (10 MB at most)",
+                    sources=["upload", "clipboard"],
+                    format="png",
+                    height=360,
+                    buttons=[],
+                    elem_id="photo",
+                )
+                # Gradio would open the file itself, and show Pillow's error
+                photo.preprocess = lambda file: file and file.path
+                message = gr.Markdown(elem_id="message")
+            with gr.Column():
+                dishes = [
+                    draw(dish, np.random.default_rng([row, column]), size=384)
+                    for column in range(2)
+                    for row, dish in enumerate(("pizza", "steak", "sushi"))
+                ]
+                drawn = gr.Dataset(
+                    components=[photo],
+                    samples=[[dish] for dish in dishes],
+                    type="index",
+                    label="Or drawn by a program",
+                )
+                with gr.Column(visible=False) as verdict:
+                    probabilities = gr.Label(show_label=False, elem_id="probabilities")
+                    gr.Markdown(PROBABILITIES)
+        with gr.Row(visible=False) as pictures:
+            with gr.Column():
+                attention = shown("attention")
+                with gr.Row():
+                    layer = choice("layer", "rollout over all layers", config.num_layers)
+                    head = choice("head", "mean of all heads", config.num_heads)
+                has_class_token = config.pool == "class_token"
+                token = "class token" if has_class_token else "average token"
+                gr.Markdown(ATTENTION.format(token))
+            with gr.Column():
+                patches = shown("patches")
+                gr.Markdown(PATCHES.format(config.image_size, *grid))
+        chosen = [layer, head]
+        answers = [photo, message, verdict, probabilities, pictures, looked, attention, patches]
+        gr.on([photo.upload, photo.clear], show, [photo, *chosen], answers)
+        drawn.click(
+            lambda number, *chosen: show(dishes[number], *chosen), [drawn, *chosen], answers
+        )
+        gr.on([layer.input, head.input], light, [looked, *chosen], [attention, head])
+    return page
+
+
+async def forbid_other_hosts(request, call_next):
+    """Add to each answer that the browser must ask this server only."""
+    answer = await call_next(request)
+    answer.headers["Content-Security-Policy"] = "default-src 'self' data: blob: 'unsafe-inline'"
+    return answer
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Start the server and print its address; Ctrl-C stops it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m going_modular.publishing.demo",
+        description="A page on this machine on which to try a ViT on a photo.",
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        help="the vit.safetensors that `python -m going_modular.train` wrote "
+        "(default: our pretrained backbone, with a head that is fitted now)",
+    )
+    parser.add_argument("--port", type=int, help="(default: a free one from 7860)")
+    options = parser.parse_args(arguments)
+    weights = options.weights
+    try:
+        classifier = read_classifier(weights.absolute()) if weights else fit_classifier()
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    with tempfile.TemporaryDirectory(prefix="demo-") as folder:
+        # Gradio keeps what is uploaded: here, until the server stops
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        page = build_page(classifier)
+        _, url, _ = page.launch(
+            server_name="127.0.0.1",
+            server_port=options.port,
+            share=False,
+            ssr_mode=False,  # no second server, in Node
+            max_file_size="10mb",
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono="monospace"),
+            css=CSS,
+            footer_links=[],
+            run_history=False,
+            app_kwargs={
+                "middleware": [Middleware(BaseHTTPMiddleware, dispatch=forbid_other_hosts)]
+            },
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+        print(f"Open {url} in a browser; Ctrl-C stops the server.", flush=True)
+        page.block_thread()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Recipes, the parts they ask for, checkpoints, and several processes."""

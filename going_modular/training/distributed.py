@@ -1,0 +1,218 @@
+"""One training on several processes, as `torchrun` starts them.
+
+Without `torchrun` every function here does the plain thing for a single process, so
+that `engine.py` reads the same for one process and for many.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from going_modular.utils import get_device
+
+SHARDINGS = ("ddp", "fsdp")
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def process_count() -> int:
+    """How many processes share this training, W; 1 without `torchrun`."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def process_rank() -> int:
+    """This process' number, from 0 to W - 1. Number 0 prints and writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+@contextmanager
+def processes() -> Iterator[torch.device]:
+    """Join the processes that `torchrun` started; gives this one's device.
+
+    One GPU a process and NCCL where there are GPUs, otherwise CPUs and gloo.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        yield get_device()
+        return
+    device = torch.device("cpu")
+    if get_device().type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # Only on the way out without an error: a process that failed must not wait here
+    # for the others. It ends with its own error, and torchrun stops the rest.
+    yield device
+    dist.destroy_process_group()
+
+
+def sum_over_processes(values: list) -> list:
+    """The sum of each number over all processes, the same on each of them."""
+    if not dist.is_initialized():
+        return values
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def any_process(flag: bool) -> bool:
+    """True on all processes if it is true on one of them."""
+    return sum_over_processes([flag])[0] > 0
+
+
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that processes may hold in parts, in one piece."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather_objects(value) -> list:
+    """What each process holds, by rank; complete on process 0 only."""
+    if not dist.is_initialized():
+        return [value]
+    gathered = [None] * process_count() if process_rank() == 0 else None
+    dist.gather_object(value, gathered)
+    return gathered or []
+
+
+def distribute(model: nn.Module, sharding: str = "ddp") -> nn.Module:
+    """The model as several processes train it; unchanged if there is only one.
+
+    Args:
+        sharding: "ddp", every process holds the whole model (DistributedDataParallel),
+            or "fsdp", each holds a W-th of every encoder block's parameters, gradients
+            and optimizer state, and gathers a block when its turn comes
+            (`fully_shard`; Rajbhandari et al., ZeRO, arXiv 1910.02054). Slower, for
+            models that do not fit otherwise.
+
+    Raises:
+        ValueError: if `sharding` is neither.
+    """
+    if sharding not in SHARDINGS:
+        raise ValueError(f"sharding must be one of {SHARDINGS}, got {sharding!r}")
+    if not dist.is_initialized():
+        return model
+    if sharding == "ddp":
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
+    for block in model.encoder:
+        fully_shard(block)
+    return fully_shard(model)
+
+
+@contextmanager
+def sync_gradients(model: nn.Module, meet: bool) -> Iterator[None]:
+    """Whether the backward pass in here sums gradients over the processes.
+
+    Of the parts of an accumulated batch only the last has to.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(meet)
+    apart = isinstance(model, DistributedDataParallel) and not meet
+    with model.no_sync() if apart else nullcontext():
+        yield
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """True if each process holds a part of every parameter only."""
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def full_state_dicts(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple:
+    """The state_dicts of a model and its optimizer as one process would have them.
+
+    All processes have to call this; of a sharded model only process 0 gets them.
+    """
+    if is_sharded(model):
+        return get_state_dict(model, optimizer, options=WHOLE)
+    return unwrap(model).state_dict(), optimizer.state_dict()
+
+
+def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The model's part of `full_state_dicts`."""
+    if is_sharded(model):
+        return get_model_state_dict(model, options=WHOLE)
+    return unwrap(model).state_dict()
+
+
+def load_full_state_dicts(
+    model: nn.Module, optimizer: torch.optim.Optimizer, states: tuple
+) -> None:
+    """Load what `full_state_dicts` gave, on all processes."""
+    if is_sharded(model):
+        weights, rest = states
+        set_state_dict(
+            model, optimizer, model_state_dict=weights, optim_state_dict=rest, options=WHOLE
+        )
+        return
+    unwrap(model).load_state_dict(states[0])
+    optimizer.load_state_dict(states[1])
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model itself, without what DistributedDataParallel wraps round it."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+class BatchShards(Sampler[list[int]]):
+    """This process' share of each batch: every W-th sample, from its rank on.
+
+    All processes together see each sample once, without the repeated ones that
+    PyTorch's `DistributedSampler` adds to make shares equal. So a share of the last
+    batch can be smaller than the others', or empty.
+    """
+
+    def __init__(self, batches: Sampler[list[int]], rank: int, count: int):
+        self.batches, self.rank, self.count = batches, rank, count
+        self.sampler = batches.sampler  # the engine tells it the epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch[self.rank :: self.count] for batch in self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class CollateWithPlaceholder:
+    """Batches as usual; for an empty share one image that stands in, and no label.
+
+    Processes meet in every forward and backward pass, so one without a sample has to
+    take part as well. What it computes is not counted (`engine.take_step`).
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __call__(self, samples: list) -> list[torch.Tensor]:
+        if samples:
+            return default_collate(samples)
+        images, labels = default_collate([self.dataset[0]])
+        return [images, labels[:0]]
+
+
+def shard_dataloader(dataloader: DataLoader) -> DataLoader:
+    """This process' part of a data loader's batches; all of it if there is only one.
+
+    The loader's batch size stays that of all processes together.
+    """
+    if not dist.is_initialized():
+        return dataloader
+    return DataLoader(
+        dataloader.dataset,
+        batch_sampler=BatchShards(dataloader.batch_sampler, process_rank(), process_count()),
+        collate_fn=CollateWithPlaceholder(dataloader.dataset),
+        num_workers=dataloader.num_workers,
+        worker_init_fn=dataloader.worker_init_fn,
+        pin_memory=dataloader.pin_memory,
+    )

@@ -1,0 +1,140 @@
+"""Has a GPU the memory for a training? Formulas, and the check before it starts."""
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from going_modular.model_builder import ViT, ViTConfig
+from going_modular.training.recipes import Recipe, parameter_groups
+from going_modular.utils import count_parameters
+
+# What the formulas leave out: dropout's masks, work space, gaps between tensors
+HEADROOM = 1.25
+
+
+def activation_bytes(config: ViTConfig, batch_size: int, precision: str) -> int:
+    """Bytes that a forward pass keeps for the backward pass on a CPU, without dropout.
+
+    For a class token and no representation layer.
+
+    Of each token a block keeps, in numbers of w bytes (4 in "float32", else 2):
+
+        2D      the residual stream before both LayerNorms, always of 4 bytes
+        2D      what these put out, for the two dense layers that follow
+        4D      queries, keys, values, and what attention makes of them
+        2·mlp   the hidden layer of the MLP, before and after GELU
+        4 + h   means and deviations of the LayerNorms, and the sum of each softmax,
+                always of 4 bytes
+
+    The model adds the images, the last LayerNorm, and in 16 bit a copy of each matrix.
+    """
+    D, h = config.embedding_dim, config.num_heads
+    w = 4 if precision == "float32" else 2
+    tokens = batch_size * (config.num_patches + 1)
+    block = tokens * (2 * 4 * D + 6 * w * D + 2 * w * config.mlp_dim + 4 * (4 + h))
+    H, W = config.image_hw
+    images = batch_size * config.in_channels * H * W * w
+    last_norm = tokens * 4 * (D + 2)
+    if precision == "float32":  # the class token is a view of all tokens: all stay
+        return config.num_layers * block + images + last_norm + tokens * 4 * D
+    copies = 2 * matrix_numbers(config)
+    return config.num_layers * block + images + last_norm + batch_size * D * w + copies
+
+
+def matrix_numbers(config: ViTConfig) -> int:
+    """How many numbers the matrices of a ViT hold."""
+    with torch.device("meta"):
+        matrices, _ = parameter_groups(ViT(config), Recipe(epochs=1))
+    return sum(parameter.numel() for parameter in matrices["params"])
+
+
+def measured_activation_bytes(vit: ViT, batch_size: int, precision: str) -> int:
+    """The same, counted: every tensor that PyTorch keeps, but for the parameters."""
+    seen = {parameter.untyped_storage().data_ptr() for parameter in vit.parameters()}
+    kept = []  # the tensors themselves, so that no address is used twice
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in seen:
+            seen.add(address)
+            kept.append(tensor)
+        return tensor
+
+    images = torch.rand(batch_size, vit.config.in_channels, *vit.config.image_hw)
+    half = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+    with saved_tensors_hooks(keep, lambda tensor: tensor), half:
+        vit.train()(images)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept)
+
+
+def state_bytes(config: ViTConfig) -> int:
+    """Bytes of parameters, gradients and AdamW's two averages: 16 a parameter."""
+    with torch.device("meta"):
+        return 16 * count_parameters(ViT(config))
+
+
+def process_bytes(
+    config: ViTConfig,
+    batch_size: int,
+    processes: int = 1,
+    sharding: str = "ddp",
+    precision: str = "bfloat16",
+) -> int:
+    """Bytes on each GPU while it trains on `batch_size` images of its own.
+
+    Sharded, states are divided by the number of processes, and two blocks are there in
+    full, the one that computes and the next.
+    """
+    states = state_bytes(config)
+    if sharding == "fsdp":
+        numbers = matrix_numbers(config) // config.num_layers
+        states = states // processes + 2 * 4 * numbers
+    return states + activation_bytes(config, batch_size, precision)
+
+
+def largest_batch(config: ViTConfig, free: int, **options) -> int:
+    """How many images of its own a GPU with `free` bytes trains on; 0 if on none.
+
+    Args:
+        options: of `process_bytes`.
+    """
+    one, two = (HEADROOM * process_bytes(config, n, **options) for n in (1, 2))
+    return max(0, int((free - one) // (two - one)) + 1)
+
+
+def check_memory(
+    config: ViTConfig,
+    batch_size: int,
+    free: int,
+    accumulate: int = 1,
+    processes: int = 1,
+    **options,
+) -> None:
+    """Before a training starts: has the GPU the memory for such batches?
+
+    Args:
+        batch_size: images of a step, in `accumulate` parts on each of `processes` GPUs.
+        free: bytes of memory that nobody uses yet.
+        options: others of `process_bytes`.
+
+    Raises:
+        MemoryError: if they do not fit; it says which would.
+    """
+    options |= {"processes": processes}
+    fits = largest_batch(config, free, **options)
+
+    def at_once(parts: int) -> int:
+        return -(-batch_size // (parts * processes))
+
+    if at_once(accumulate) > fits:
+        divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+        needed = HEADROOM * process_bytes(config, at_once(accumulate), **options)
+        raise MemoryError(
+            f"training on {at_once(accumulate)} images at once needs about "
+            f"{needed / 2**30:.1f} GiB of GPU memory, and {free / 2**30:.1f} are free: "
+            + (
+                f"at most {fits} fit, so set accumulate (--accumulate) to "
+                f"{next(n for n in divisors if at_once(n) <= fits)}"
+                if fits
+                else "not even one fits, so take a smaller model or image_size"
+            )
+        )

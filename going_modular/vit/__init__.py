@@ -1,0 +1,1 @@
+"""The parts of the Vision Transformer, its weights, and looking inside."""

@@ -1,0 +1,276 @@
+"""What other implementations call the tensors of a ViT, and how they lay them out.
+
+A `Naming` turns our tensors into another implementation's (`export`) and theirs into
+ours (`translate`). It is one table of names; where queries, keys and values are three
+layers, our fused `qkv` is cut in three; and JAX keeps its matrices transposed and its
+heads apart.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from going_modular.images.transforms import IMAGENET_MEAN, IMAGENET_STD
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How one implementation names the tensors of a ViT.
+
+    `parts` maps our names to theirs. "{}" is the number of the layer. A name that ends
+    in "." stands for a "weight" and a "bias"; any other is a tensor itself.
+    `layer_norm_eps` is that of its models, `mean` and `std` are what most of its
+    published weights expect colours to be normalised with.
+    """
+
+    title: str
+    parts: dict[str, str]
+    layer_norm_eps: float = 1e-6
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    jax: bool = False
+
+    def names(self, num_layers: int) -> dict[str, str]:
+        """Our name -> theirs, of every tensor that a model may have."""
+        names = {}
+        for ours, theirs in self.parts.items():
+            for layer in range(num_layers if "{}" in ours else 1):
+                for kind in ("weight", "bias") if ours.endswith(".") else ("",):
+                    their_kind = kind
+                    if self.jax and kind == "weight":
+                        their_kind = "scale" if ours.endswith("norm.") else "kernel"
+                    names[ours.format(layer) + kind] = theirs.format(layer) + their_kind
+        return names
+
+    def depth(self, names: Iterable[str]) -> int:
+        """L, the number of layers that a set of their names speaks of."""
+        before, _, _ = self.parts["encoder.{}.mlp_norm."].partition("{}")
+        layer = re.compile(re.escape(before) + r"(\d+)")
+        return max((int(m[1]) + 1 for m in map(layer.match, names) if m), default=0)
+
+    def export(self, tensors: Tensors, num_layers: int, num_heads: int) -> Tensors:
+        """Our tensors under their names and in their layout.
+
+        Those for which they have no name, as the stem of a hybrid, keep ours.
+        """
+        names = self.names(num_layers)
+        if "encoder.{}.attention.q." in self.parts:
+            tensors = split_qkv(tensors)
+        if self.jax:
+            tensors = {n: to_jax(n, t, num_heads) for n, t in tensors.items()}
+        return {names.get(name, name): tensor for name, tensor in tensors.items()}
+
+    def translate(self, tensors: Tensors) -> Tensors:
+        """Undo `export`."""
+        ours = {b: a for a, b in self.names(self.depth(tensors)).items()}
+        found = {ours.get(name, name): tensor for name, tensor in tensors.items()}
+        if self.jax:
+            found = {name: from_jax(name, tensor) for name, tensor in found.items()}
+        return fuse_qkv(found)
+
+
+def split_qkv(tensors: Tensors) -> Tensors:
+    """`qkv`, (3D, D) and (3D), -> `q`, `k` and `v`, (D, D) and (D) each."""
+    split = {}
+    for name, tensor in tensors.items():
+        if ".qkv." in name:
+            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+                split[name.replace(".qkv.", f".{letter}.")] = part
+        else:
+            split[name] = tensor
+    return split
+
+
+def fuse_qkv(tensors: Tensors) -> Tensors:
+    """`q`, `k` and `v` -> `qkv`: undoes `split_qkv`."""
+    fused = dict(tensors)
+    for q in [name for name in tensors if ".attention.q." in name]:
+        parts = [fused.pop(q.replace(".q.", f".{letter}.")) for letter in "qkv"]
+        fused[q.replace(".q.", ".qkv.")] = torch.cat(parts)
+    return fused
+
+
+def layer_of(name: str) -> str:
+    """The last part but one, as q of encoder.0.attention.q.weight, or the only one."""
+    return name.split(".")[-2:][0]
+
+
+def to_jax(name: str, tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """One of our tensors as Flax lays it out, where a dense layer is x W, not x Wᵀ.
+
+    Shapes: convolution (D, C, P, P) -> (P, P, C, D); dense (out, in) -> (in, out);
+    q, k, v (D, D) and (D) -> (D, h, D/h) and (h, D/h); U_msa (D, D) -> (h, D/h, D).
+    """
+    part = layer_of(name)
+    if tensor.ndim == 4:
+        return tensor.permute(2, 3, 1, 0)
+    if tensor.ndim == 2:
+        tensor = tensor.T
+    if part in ("q", "k", "v"):
+        return tensor.unflatten(-1, (num_heads, -1))
+    if part == "projection" and tensor.ndim == 2:
+        return tensor.unflatten(0, (num_heads, -1))
+    return tensor
+
+
+def from_jax(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Undo `to_jax`."""
+    part = layer_of(name)
+    if tensor.ndim == 4:
+        return tensor.permute(3, 2, 0, 1)
+    if part in ("q", "k", "v"):
+        tensor = tensor.flatten(-2)
+    if part == "projection" and tensor.ndim == 3:
+        tensor = tensor.flatten(0, 1)
+    return tensor.T if tensor.ndim == 2 else tensor
+
+
+TORCHVISION = Naming(
+    "torchvision",
+    {
+        "patch_embedding.projection.": "conv_proj.",
+        "class_token": "class_token",
+        "pos_embedding": "encoder.pos_embedding",
+        "encoder.{}.attention_norm.": "encoder.layers.encoder_layer_{}.ln_1.",
+        "encoder.{}.attention.qkv.": ("encoder.layers.encoder_layer_{}.self_attention.in_proj_"),
+        "encoder.{}.attention.projection.": (
+            "encoder.layers.encoder_layer_{}.self_attention.out_proj."
+        ),
+        "encoder.{}.mlp_norm.": "encoder.layers.encoder_layer_{}.ln_2.",
+        "encoder.{}.mlp.expand.": "encoder.layers.encoder_layer_{}.mlp.0.",
+        "encoder.{}.mlp.contract.": "encoder.layers.encoder_layer_{}.mlp.3.",
+        "norm.": "encoder.ln.",
+        "representation.0.": "heads.pre_logits.",
+        "head.": "heads.head.",
+    },
+)
+TORCHVISION_FILES = Naming(  # written before the layers of its MLP had numbers
+    "torchvision's published files",
+    TORCHVISION.parts
+    | {
+        "encoder.{}.mlp.expand.": "encoder.layers.encoder_layer_{}.mlp.linear_1.",
+        "encoder.{}.mlp.contract.": "encoder.layers.encoder_layer_{}.mlp.linear_2.",
+    },
+)
+TIMM = Naming(
+    "timm",
+    {
+        "patch_embedding.projection.": "patch_embed.proj.",
+        "class_token": "cls_token",
+        "pos_embedding": "pos_embed",
+        "encoder.{}.attention_norm.": "blocks.{}.norm1.",
+        "encoder.{}.attention.qkv.": "blocks.{}.attn.qkv.",
+        "encoder.{}.attention.projection.": "blocks.{}.attn.proj.",
+        "encoder.{}.mlp_norm.": "blocks.{}.norm2.",
+        "encoder.{}.mlp.expand.": "blocks.{}.mlp.fc1.",
+        "encoder.{}.mlp.contract.": "blocks.{}.mlp.fc2.",
+        "norm.": "norm.",
+        "head.": "head.",
+    },
+)
+HUGGINGFACE_BLOCKS = {
+    5: {
+        "encoder.{}.attention.q.": "layers.{}.attention.q_proj.",
+        "encoder.{}.attention.k.": "layers.{}.attention.k_proj.",
+        "encoder.{}.attention.v.": "layers.{}.attention.v_proj.",
+        "encoder.{}.attention.projection.": "layers.{}.attention.o_proj.",
+        "encoder.{}.attention_norm.": "layers.{}.layernorm_before.",
+        "encoder.{}.mlp_norm.": "layers.{}.layernorm_after.",
+        "encoder.{}.mlp.expand.": "layers.{}.mlp.fc1.",
+        "encoder.{}.mlp.contract.": "layers.{}.mlp.fc2.",
+    },
+    4: {
+        "encoder.{}.attention.q.": "encoder.layer.{}.attention.attention.query.",
+        "encoder.{}.attention.k.": "encoder.layer.{}.attention.attention.key.",
+        "encoder.{}.attention.v.": "encoder.layer.{}.attention.attention.value.",
+        "encoder.{}.attention.projection.": "encoder.layer.{}.attention.output.dense.",
+        "encoder.{}.attention_norm.": "encoder.layer.{}.layernorm_before.",
+        "encoder.{}.mlp_norm.": "encoder.layer.{}.layernorm_after.",
+        "encoder.{}.mlp.expand.": "encoder.layer.{}.intermediate.dense.",
+        "encoder.{}.mlp.contract.": "encoder.layer.{}.output.dense.",
+    },
+}
+
+
+def huggingface(generation: int, prefix: str) -> Naming:
+    """transformers' names: 5 as its models have them, 4 as its published files have.
+
+    `ViTModel` has no prefix, `ViTForImageClassification` has "vit." before all but the
+    head.
+    """
+    body = {
+        "patch_embedding.projection.": "embeddings.patch_embeddings.projection.",
+        "class_token": "embeddings.cls_token",
+        "pos_embedding": "embeddings.position_embeddings",
+        **HUGGINGFACE_BLOCKS[generation],
+        "norm.": "layernorm.",
+        "representation.0.": "pooler.dense.",
+    }
+    return Naming(
+        "Hugging Face transformers",
+        {ours: prefix + theirs for ours, theirs in body.items()} | {"head.": "classifier."},
+        layer_norm_eps=1e-12,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    )
+
+
+JAX_ATTENTION = "Transformer/encoderblock_{}/MultiHeadDotProductAttention_1/"
+JAX = Naming(
+    "the official JAX checkpoints",
+    {
+        "patch_embedding.projection.": "embedding/",
+        "class_token": "cls",
+        "pos_embedding": "Transformer/posembed_input/pos_embedding",
+        "encoder.{}.attention_norm.": "Transformer/encoderblock_{}/LayerNorm_0/",
+        "encoder.{}.attention.q.": JAX_ATTENTION + "query/",
+        "encoder.{}.attention.k.": JAX_ATTENTION + "key/",
+        "encoder.{}.attention.v.": JAX_ATTENTION + "value/",
+        "encoder.{}.attention.projection.": JAX_ATTENTION + "out/",
+        "encoder.{}.mlp_norm.": "Transformer/encoderblock_{}/LayerNorm_2/",
+        "encoder.{}.mlp.expand.": "Transformer/encoderblock_{}/MlpBlock_3/Dense_0/",
+        "encoder.{}.mlp.contract.": "Transformer/encoderblock_{}/MlpBlock_3/Dense_1/",
+        "norm.": "Transformer/encoder_norm/",
+        "representation.0.": "pre_logits/",
+        "head.": "head/",
+    },
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    jax=True,
+)
+OURS = Naming("this project", {name: name for name in TORCHVISION.parts})
+
+NAMINGS = (
+    OURS,
+    TORCHVISION,
+    TORCHVISION_FILES,
+    TIMM,
+    *(huggingface(generation, prefix) for generation in (5, 4) for prefix in ("", "vit.")),
+    JAX,
+)
+
+
+def naming_of(names: Iterable[str]) -> Naming:
+    """Whose names these are: the naming that knows most of them.
+
+    Raises:
+        ValueError: if no naming knows any.
+    """
+    names = set(names)
+
+    def known(naming):
+        return len(names.intersection(naming.names(naming.depth(names)).values()))
+
+    best = max(NAMINGS, key=known)
+    if not known(best):
+        titles = ", ".join(dict.fromkeys(naming.title for naming in NAMINGS))
+        first = ", ".join(sorted(names)[:5]) or "there are none at all"
+        raise ValueError(
+            f"these are not the names of a ViT that is known here ({titles}): {first}. "
+            'If they share a prefix, such as "module.", take it away.'
+        )
+    return best
