@@ -5,13 +5,13 @@ of 32 leave one image alone in the last batch, where it would weigh as much as 3
 """
 
 import itertools
-import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
@@ -19,12 +19,7 @@ from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from going_modular.data_setup import set_epoch
-from going_modular.training.checkpoints import (
-    Checkpoint,
-    Progress,
-    delayed_interrupts,
-    set_random_state,
-)
+from going_modular.training.checkpoints import Checkpoint, delayed_interrupts, set_random_state
 from going_modular.training.distributed import (
     any_process,
     full_tensor,
@@ -32,18 +27,20 @@ from going_modular.training.distributed import (
     sum_over_processes,
     sync_gradients,
 )
+from going_modular.training.progress import Progress, Step, Totals, check_finite, zero
 from going_modular.utils import autocast, get_device
 
-Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
+Batch = tuple[torch.Tensor, torch.Tensor]
+Batches = Iterable[Batch]
 
 
 def set_training_mode(model: nn.Module) -> None:
     """`model.train()`, except that frozen parts stay in evaluation mode.
 
-    Dropout in a frozen backbone would only blur features that nothing can adapt,
-    and BatchNorm would go on changing its averages. A layer without parameters of its
-    own (dropout) goes with those that the module that holds it has itself, as the
-    dropout after the position embedding goes with that in a ViT.
+    Dropout in a frozen backbone would only blur features that nothing can adapt to it,
+    and BatchNorm would go on changing its averages. A layer without parameters, such as
+    dropout, follows the parameters of the module that holds it: in a ViT, the dropout
+    after the position embedding follows the position embedding.
     """
     model.train()
     for module in model.modules():
@@ -57,21 +54,9 @@ def set_training_mode(model: nn.Module) -> None:
                     child.eval()
 
 
-def check_finite(loss: torch.Tensor, where: str) -> None:
-    """Raise `FloatingPointError`, naming the usual causes, unless a loss is finite."""
-    if not torch.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss is {loss.item()} in {where}. Usual causes: a learning rate "
-            "that is too high (try a tenth of it), no warm-up or gradient clipping, "
-            "images that hold NaN or are far from unit scale."
-        )
-
-
-def averages(loss_sum: float, correct: float, samples: float) -> tuple[float, float]:
-    """(loss, accuracy) of one sample on average; `ValueError` if there was none."""
-    if not samples:
-        raise ValueError("the data loader has no batches: is its data set empty?")
-    return loss_sum / samples, correct / samples
+def reads_are_free(device: torch.device | str) -> bool:
+    """True on a CPU. To read a number from a GPU, the CPU waits for all of its work."""
+    return torch.device(device).type == "cpu"
 
 
 @dataclass
@@ -79,15 +64,17 @@ class Method:
     """How a step is taken, beyond optimizer and loss; the defaults are a plain step.
 
     Args:
-        scheduler: sets the learning rate of each step, those that "float16" skips
-            because of an overflow included.
-        clip_norm: a gradient longer than this (norm over all parameters) is shortened
-            to it; 0 for never.
+        scheduler: sets the learning rate of each step. A step that "float16" skips
+            because of an overflow counts too.
+        clip_norm: a gradient longer than this is shortened to it. Its length is the norm
+            over all parameters. 0 never clips.
         accumulate: how many batches of the data loader make up one step. Their
             gradients are added up, so that the step is that of one large batch, with
             only one small batch at a time in memory.
         precision: see `utils.autocast`.
-        mix: MixUp or CutMix, (images, labels (B,)) -> (images, shares (B, K)).
+        mix: MixUp or CutMix, (images, labels (B,)) -> (images, shares (B, K)). It mixes
+            all images of a step, accumulated or not. With several processes, each of
+            them mixes its own images.
         average: a moving average of the weights; evaluations then measure it.
 
     With "float16", `scaler` keeps small gradients from becoming 0.
@@ -104,100 +91,98 @@ class Method:
         half = self.precision == "float16"
         self.scaler = torch.amp.GradScaler(get_device().type, enabled=half)
 
-    def parts_with_state(self) -> dict:
-        """What changes while training and so belongs into a checkpoint, by name."""
-        parts = {name: vars(self)[name] for name in ("scheduler", "average", "scaler")}
+    def stateful_parts(self) -> dict:
+        """What changes during training and so belongs in a checkpoint, by name."""
+        parts = {"scheduler": self.scheduler, "average": self.average, "scaler": self.scaler}
         return {name: part for name, part in parts.items() if part is not None}
 
 
-class Step(NamedTuple):
-    """What one step did, summed over all its samples, of all processes."""
-
-    loss_sum: float
-    correct: float
-    samples: float
-    grad_norm: float  # before clipping; infinite where float16 was too small for it
-    lr: float
-    batches: int  # of this process' data loader
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """Images and labels on the device. A GPU copies pinned memory while the CPU goes on."""
+    overlap = torch.device(device).type == "cuda"
+    images, labels = batch
+    return images.to(device, non_blocking=overlap), labels.to(device, non_blocking=overlap)
 
 
-def add_step(sums: Sequence[float], step: Step) -> list[float]:
-    """Sums of loss, correct, samples and finite gradient norms, and how many of these.
+def most_likely(labels: torch.Tensor) -> torch.Tensor:
+    """Labels (B,) as they are; of shares (B, K), the class with the largest."""
+    return labels.argmax(dim=1) if labels.ndim == 2 else labels
 
-    `sums` are those so far; the result has one more step in it.
+
+def mix_parts(mix: Callable, parts: list[Batch]) -> list[Batch]:
+    """Mix the images of all parts of a batch as if they were not in parts.
+
+    A part without labels only stands in, see `training.distributed`; it stays as it is.
     """
-    norm = (step.grad_norm, 1) if math.isfinite(step.grad_norm) else (0.0, 0)
-    return [a + b for a, b in zip(sums, (*step[:3], *norm), strict=True)]
+    counts = [labels.shape[0] for _, labels in parts]
+    if not any(counts):
+        return parts
+    images = torch.cat([images[:n] for (images, _), n in zip(parts, counts, strict=True)])
+    labels = torch.cat([labels for _, labels in parts])
+    images, labels = mix(images, labels)
+    mixed = zip(images.split(counts), labels.split(counts), strict=True)
+    return [new if n else old for old, new, n in zip(parts, mixed, counts, strict=True)]
 
 
 def take_step(
     model: nn.Module,
-    batches: list[tuple[torch.Tensor, torch.Tensor]],
+    batches: list[Batch],
     loss_fn: nn.Module,
     optimizer: torch.optim.Optimizer,
     device: torch.device | str,
     method: Method,
-    epoch: int,
-    done: int,
+    epoch: int = 1,
+    done: int = 0,
 ) -> Step:
     """One step on all samples of all batches, of all processes.
 
     Its loss is the sum over samples, divided by how many there are in all: so it does
-    not matter how they are dealt to batches and processes. `done` batches were before
-    these in the epoch.
+    not matter how they are dealt to batches and processes.
+
+    Args:
+        epoch, done: the epoch, and how many of its batches came before, for an error.
 
     Raises:
-        FloatingPointError: if the loss is not finite; no step is taken then.
+        FloatingPointError: on a CPU, if the loss is not finite; no step is taken then.
     """
-    mine = sum(len(labels) for _, labels in batches)
-    samples = sum_over_processes([mine])[0]
-    loss_sum = correct = 0.0
+    batches = [to_device(batch, device) for batch in batches]
+    if method.mix is not None:
+        batches = mix_parts(method.mix, batches)
     lr = optimizer.param_groups[0]["lr"]
+    samples = sum_over_processes(zero(device) + sum(labels.shape[0] for _, labels in batches))
+    loss_sum, correct = zero(device), zero(device)
+
     optimizer.zero_grad()
     for number, (images, labels) in enumerate(batches, start=1):
-        images, labels = images.to(device), labels.to(device)
-        count = len(labels)  # 0 if the images only stand in, see `distributed.py`
-        if method.mix is not None and count:
-            images, labels = method.mix(images, labels)
+        count = labels.shape[0]  # 0 for images that only stand in
         with sync_gradients(model, number == len(batches)):
             with autocast(device, method.precision):
-                logits = model(images)
-                loss = loss_fn(logits, labels) if count else 0 * logits.sum()
-            check_finite(loss, f"epoch {epoch}, batch {done + number}")
+                logits = model(images)[:count]
+                loss = loss_fn(logits, labels) if count else logits.sum()
+            if reads_are_free(device):
+                check_finite(loss, f"epoch {epoch}, batch {done + number}")
             # W processes average their gradients: W times a share of a sum is a mean
-            share = count * process_count() / samples
-            method.scaler.scale(loss * share).backward()
-        likeliest = labels.argmax(dim=1) if labels.ndim == 2 else labels
-        loss_sum += loss.item() * count
-        correct += (logits[:count].argmax(dim=1) == likeliest).sum().item()
+            share = (zero(device) + count * process_count()) / samples
+            method.scaler.scale(loss * share.to(loss.dtype)).backward()
+        loss_sum += loss.detach().to(loss_sum.dtype) * count
+        correct += (logits.argmax(dim=1) == most_likely(labels)).sum()
     method.scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(model.parameters(), method.clip_norm or torch.inf)
     method.scaler.step(optimizer)
     method.scaler.update()
+
     if method.scheduler is not None:
         method.scheduler.step()
     if method.average is not None:
         method.average.update_parameters(model)
-    sums = sum_over_processes([loss_sum, correct, mine])
-    return Step(*sums, full_tensor(norm).item(), lr, len(batches))
+    sums = sum_over_processes(torch.stack([loss_sum, correct]))
+    return Step(*sums, samples, full_tensor(norm).to(samples.dtype), lr, len(batches))
 
 
-def steps_of(
-    model: nn.Module,
-    dataloader: Batches,
-    loss_fn: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    device: torch.device | str,
-    epoch: int,
-    progress: bool,
-    method: Method,
-    done: int = 0,
-) -> Iterator[Step]:
-    """Take the steps of one pass over the data, one after the other.
-
-    With `done` batches taken before, the data loader gives those after them.
-    """
-    set_training_mode(model)
+def groups_of(
+    dataloader: Batches, size: int, epoch: int, done: int, progress: bool
+) -> Iterator[list[Batch]]:
+    """The batches of each step, `size` of them, with a progress bar if it is wanted."""
     bar = tqdm(
         dataloader,
         desc=f"epoch {epoch}",
@@ -208,9 +193,8 @@ def steps_of(
         file=sys.stdout,  # one stream, so that a notebook keeps its lines in order
     )
     batches = iter(bar)
-    while group := list(itertools.islice(batches, method.accumulate)):
-        yield take_step(model, group, loss_fn, optimizer, device, method, epoch, done)
-        done += len(group)
+    while group := list(itertools.islice(batches, size)):
+        yield group
 
 
 def train_step(
@@ -236,16 +220,20 @@ def train_step(
         mixed, the class with the larger share counts as the right one.
 
     Raises:
-        FloatingPointError: at the first batch whose loss is not finite.
+        FloatingPointError: if the loss is not finite, see `train`.
         ValueError: if there is no batch.
     """
-    sums, method = [0.0] * 5, method or Method()
-    for step in steps_of(model, dataloader, loss_fn, optimizer, device, epoch, progress, method):
-        sums = add_step(sums, step)
-    return averages(*sums[:3])
+    method = method or Method()
+    state = Progress(Totals.zeros(device), epoch)
+    set_training_mode(model)
+    for batches in groups_of(dataloader, method.accumulate, epoch, 0, progress):
+        step = take_step(model, batches, loss_fn, optimizer, device, method, epoch, state.batch)
+        state.add(step)
+    averages = state.averages()
+    return averages["loss"], averages["acc"]
 
 
-@torch.no_grad()  # fully sharded models do not bear inference_mode
+@torch.no_grad()  # not inference_mode, in which fully sharded models fail
 def evaluate(
     model: nn.Module,
     dataloader: Batches,
@@ -254,38 +242,40 @@ def evaluate(
     epoch: int = 1,
     precision: str = "float32",
 ) -> tuple[float, torch.Tensor]:
-    """The average loss of a sample, and how often each class is true, said and right.
+    """The average loss of a sample, and counts for each class.
 
     Every sample of every process counts once.
 
     Returns:
-        The loss, and counts (3, K) by class: of labels, of predictions, and of
-        predictions that are right.
+        The loss, and counts (3, K): how often each class is the label, how often it is
+        predicted, and how often both.
 
     Raises:
-        FloatingPointError: at the first batch whose loss is not finite.
+        FloatingPointError: if the loss is not finite.
         ValueError: if there is no batch.
     """
     model.eval()
-    loss_sum, counts = 0.0, 0
+    loss_sum, counts = zero(device), None
     for batch, (images, labels) in enumerate(dataloader, start=1):
-        images, labels = images.to(device), labels.to(device)
+        images, labels = to_device((images, labels), device)
+        count = labels.shape[0]
         with autocast(device, precision):
-            logits = model(images)[: len(labels)]
-        said = logits.argmax(dim=1)
-        by_class = [
-            classes.bincount(minlength=logits.shape[1])
-            for classes in (labels, said, said[said == labels])
-        ]
-        counts = counts + torch.stack(by_class).cpu()
-        if len(labels):  # else the rest of this batch is with other processes
+            logits = model(images)[:count]
+        K = logits.shape[1]
+        true, predicted = F.one_hot(labels, K), F.one_hot(logits.argmax(dim=1), K)
+        by_class = torch.stack([true, predicted, true * predicted]).sum(dim=1)  # (3, K)
+        counts = by_class if counts is None else counts + by_class
+        if count:  # else the samples of this batch are with other processes
             loss = loss_fn(logits, labels)
-            check_finite(loss, f"the evaluation after epoch {epoch}, batch {batch}")
-            loss_sum += loss.item() * len(labels)
-    if isinstance(counts, int):
+            if reads_are_free(device):
+                check_finite(loss, f"the evaluation after epoch {epoch}, batch {batch}")
+            loss_sum += loss.to(loss_sum.dtype) * count
+    if counts is None:
         raise ValueError("the data loader has no batches: is its data set empty?")
-    counts = torch.tensor(sum_over_processes(counts.tolist()), dtype=torch.long)
-    return sum_over_processes([loss_sum])[0] / counts[0].sum().item(), counts
+    counts = sum_over_processes(counts).cpu()
+    loss_sum = sum_over_processes(loss_sum)
+    check_finite(loss_sum, f"the evaluation after epoch {epoch}")
+    return loss_sum.item() / counts[0].sum().item(), counts
 
 
 def test_step(
@@ -298,7 +288,7 @@ def test_step(
     """Evaluate on every sample once: (loss, accuracy 0 to 1), averaged over samples.
 
     Raises:
-        FloatingPointError: at the first batch whose loss is not finite.
+        FloatingPointError: if the loss is not finite.
         ValueError: if there is no batch.
     """
     loss, (true, _, right) = evaluate(model, dataloader, loss_fn, device, epoch)
@@ -348,64 +338,70 @@ def train(
         the labels were not; `lr` is the last step's, `grad_norm` the steps' average.
 
     Raises:
-        FloatingPointError: at the first batch whose loss is not finite.
+        FloatingPointError: if the loss is not finite. A CPU stops at the first such
+            batch, before the model learns from it. A GPU goes on until the next look at
+            its sums: after `CHECK_EVERY` steps, at the end of the epoch, or for
+            `on_step`. No checkpoint is saved in between.
         KeyboardInterrupt: if somebody asked to stop, once the checkpoint is saved.
         ValueError: if the checkpoint is of another run, or there is no batch.
     """
     model.to(device)
     method = method or Method()
-    at, random_state = Progress(), None
-    if checkpoint is not None:
-        at, random_state = checkpoint.load(model, optimizer, method)
     evaluated = model if method.average is None else method.average.module
+    state, random_state = Progress(Totals.zeros(device)), None
+    if checkpoint is not None:
+        random_state = checkpoint.load(model, optimizer, method, state)
+
+    with (
+        first_epoch_again(train_dataloader),
+        delayed_interrupts(checkpoint is not None) as stop_requested,
+    ):
+        while (epoch := state.epoch) <= epochs:
+            set_training_mode(model)
+            set_epoch(train_dataloader, epoch)
+            rest = remaining_batches(train_dataloader, state.batch, random_state)
+            random_state = None
+            for batches in groups_of(rest, method.accumulate, epoch, state.batch, progress):
+                step = take_step(
+                    model, batches, loss_fn, optimizer, device, method, epoch, state.batch
+                )
+                state.add(step)
+                if on_step is not None:
+                    on_step(epoch, step.read())
+                if checkpoint is not None and any_process(stop_requested()):
+                    checkpoint.save(model, optimizer, method, state)
+                    raise KeyboardInterrupt(f"saved in {checkpoint.path}")
+
+            test_loss, counts = evaluate(
+                evaluated, test_dataloader, test_loss_fn or loss_fn, device, epoch, method.precision
+            )
+            results = summary(state, test_loss, counts)
+            state.next_epoch(results)
+            if progress:
+                print_epoch(epoch, epochs, results, counts[1], test_name)
+            if on_epoch is not None:
+                on_epoch(state.results)
+            if checkpoint is not None:
+                checkpoint.save(model, optimizer, method, state)
+                if any_process(stop_requested()):
+                    raise KeyboardInterrupt(f"saved in {checkpoint.path}")
+    return state.results
+
+
+@contextmanager
+def first_epoch_again(dataloader: Batches) -> Iterator[None]:
+    """Whatever happens, set the order of batches back to that of a new data loader."""
     try:
-        with delayed_interrupts(checkpoint is not None) as stop_requested:
-            while at.epoch <= epochs:
-                set_epoch(train_dataloader, at.epoch)
-                batches = remaining_batches(train_dataloader, at.batch, random_state)
-                random_state = None
-                steps = steps_of(
-                    model, batches, loss_fn, optimizer, device, at.epoch, progress, method, at.batch
-                )
-                for step in steps:
-                    at.batch, at.lr = at.batch + step.batches, step.lr
-                    at.sums = add_step(at.sums, step)
-                    if on_step is not None:
-                        on_step(at.epoch, step)
-                    if checkpoint is not None and any_process(stop_requested()):
-                        checkpoint.save(model, optimizer, method, at)
-                        raise KeyboardInterrupt(f"saved in {checkpoint.path}")
-                test_loss, counts = evaluate(
-                    evaluated,
-                    test_dataloader,
-                    test_loss_fn or loss_fn,
-                    device,
-                    at.epoch,
-                    method.precision,
-                )
-                of_epoch = summary(at, test_loss, counts)
-                for name, value in of_epoch.items():
-                    at.results.setdefault(name, []).append(value)
-                if progress:
-                    print_epoch(at.epoch, epochs, of_epoch, counts[1], test_name)
-                if on_epoch is not None:
-                    on_epoch(at.results)
-                at.epoch, at.batch, at.sums = at.epoch + 1, 0, [0.0] * 5
-                if checkpoint is not None:
-                    checkpoint.save(model, optimizer, method, at)
-                    if any_process(stop_requested()):
-                        raise KeyboardInterrupt(f"saved in {checkpoint.path}")
+        yield
     finally:
-        set_epoch(train_dataloader, 0)  # who looks at a batch sees that of before
-    return at.results
+        set_epoch(dataloader, 0)
 
 
-def remaining_batches(
-    dataloader: Batches, done: int, random_state: dict | None
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """A data loader's batches but for those done, with the random numbers of then.
+def remaining_batches(dataloader: Batches, done: int, random_state: dict | None) -> Iterator[Batch]:
+    """A data loader's batches without the first `done`.
 
-    A resumed run reads the first batches again and lets them pass.
+    A resumed run reads these again and drops them. Then it sets all random generators
+    to the state in which they were saved.
     """
     if random_state is not None and done == 0:  # saved before the epoch began
         set_random_state(random_state)
@@ -417,23 +413,24 @@ def remaining_batches(
     return batches
 
 
-def summary(at: Progress, test_loss: float, counts: torch.Tensor) -> dict:
-    """An epoch's entries in the results of `train`, from `evaluate` and the steps."""
-    true, said, right = counts
-    train_loss, train_acc = averages(*at.sums[:3])
-    norm_sum, norms = at.sums[3:]
+def summary(state: Progress, test_loss: float, counts: torch.Tensor) -> dict:
+    """An epoch's entries in the results of `train`, from its steps and `evaluate`."""
+    true, predicted, right = counts
+    averages = state.averages()
     return {
-        "train_loss": train_loss,
-        "train_acc": train_acc,
+        "train_loss": averages["loss"],
+        "train_acc": averages["acc"],
         "test_loss": test_loss,
         "test_acc": right.sum().item() / true.sum().item(),
-        "collapsed": (said > 0).sum().item() == 1 < (true > 0).sum().item(),
-        "lr": at.lr,
-        "grad_norm": norm_sum / max(norms, 1),
+        "collapsed": (predicted > 0).sum().item() == 1 < (true > 0).sum().item(),
+        "lr": state.lr,
+        "grad_norm": averages["grad_norm"],
     }
 
 
-def print_epoch(epoch: int, epochs: int, results: dict, said: torch.Tensor, test_name: str) -> None:
+def print_epoch(
+    epoch: int, epochs: int, results: dict, predicted: torch.Tensor, test_name: str
+) -> None:
     """One line on an epoch, and a second one if the model has collapsed."""
     print(
         f"epoch {epoch:{len(str(epochs))}}/{epochs} | "
@@ -443,7 +440,10 @@ def print_epoch(epoch: int, epochs: int, results: dict, said: torch.Tensor, test
         f"accuracy {results['test_acc']:.4f}"
     )
     if results["collapsed"]:
-        print(f"  collapsed: all {said.sum()} {test_name} images are called class {said.argmax()}")
+        print(
+            f"  collapsed: all {predicted.sum()} {test_name} images are called "
+            f"class {predicted.argmax()}"
+        )
 
 
 @torch.no_grad()

@@ -1,22 +1,23 @@
 """Train a ViT on folders of images: `python -m going_modular.train --help`."""
 
 import argparse
-import os
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 
 from going_modular import data_setup
-from going_modular.images.transforms import evaluation_transform
+from going_modular.images.transforms import Normalization, evaluation_transform
 from going_modular.model_builder import VIT_CONFIGS, ViT
 from going_modular.training import recipes
 from going_modular.training.checkpoints import Checkpoint
-from going_modular.training.distributed import SHARDINGS, process_rank, processes
+from going_modular.training.distributed import SHARDINGS, process_group, process_rank
 from going_modular.training.fit import MAX_IN_MEMORY, augment, fit, load_resized
 from going_modular.training.log import Log
 from going_modular.training.recipes import MINI, RECIPES, Recipe
@@ -28,16 +29,33 @@ from going_modular.utils import (
     project_path,
     set_seeds,
 )
-from going_modular.vit.files import write_vit
-from going_modular.vit.weights import load_vit
+from going_modular.vit.files import stored_class_names, write_vit
+from going_modular.vit.weights import load_vit, normalization_of
 
+ADVICE_ON_MEMORY = (
+    "(Give --accumulate 2, 4, ... or a smaller --batch-size, --image-size or --model.)"
+)
 MODELS = {"ViT-Mini/12": MINI, **VIT_CONFIGS}
 
 
-def build_vit(options: argparse.Namespace, recipe: Recipe, num_classes: int) -> ViT:
-    """The ViT that the options ask for, new or from a file of weights."""
+def image_folders(options: argparse.Namespace) -> tuple[Path, Path, str]:
+    """Folders of training and test images, and in words where they come from."""
+    if options.data:
+        return options.data / "train", options.data / "test", str(options.data)
+    food = data_setup.get_food_images()
+    return food.train_dir, food.test_dir, food.source
+
+
+def build_vit(
+    options: argparse.Namespace, recipe: Recipe, class_names: list[str]
+) -> tuple[ViT, Normalization, str]:
+    """The ViT that the options ask for, its colors, and in words where it comes from.
+
+    A head from a file is kept only if it was trained for classes of the same names. A
+    new task gets a new head.
+    """
     config = {
-        "num_classes": num_classes,
+        "num_classes": len(class_names),
         "dropout": recipe.dropout,
         "stochastic_depth": recipe.stochastic_depth,
     }
@@ -45,38 +63,66 @@ def build_vit(options: argparse.Namespace, recipe: Recipe, num_classes: int) -> 
         if (value := getattr(options, name)) is not None:
             config[name] = value
     set_seeds(options.seed)
-    if options.weights:
-        return load_vit(options.weights, **config)
-    return recipes.initialize(recipe.start, ViT(replace(MODELS[options.model], **config)))
+    if not options.weights:
+        vit = ViT(replace(MODELS[options.model], **config))
+        return recipes.initialize(recipe.start, vit), Normalization(), "from scratch"
+    same_classes = stored_class_names(options.weights) == class_names
+    vit = load_vit(options.weights, head=same_classes, **config)
+    head = "its head, for the same classes" if same_classes else "a new head"
+    origin = f"from {options.weights.name}, with {head}"
+    return vit, normalization_of(options.weights), origin
+
+
+def read_images(
+    train_dir: Path,
+    test_dir: Path,
+    hold_out: float,
+    size: int | tuple[int, int],
+    normalization: Normalization,
+) -> tuple[Dataset, Dataset, str]:
+    """Training images, resized; test images as the ViT sees them; and a name for these.
+
+    With `hold_out`, that share of the training images takes the test images' place.
+    """
+    train = load_resized(train_dir, size)
+    test_name, transform = "test", evaluation_transform(size, *normalization)
+    if hold_out:
+        kept, test = data_setup.split_train_validation(train_dir, hold_out, transform=transform)
+        train, test_name = Subset(train, kept.indices), "held-out"
+    else:
+        test = data_setup.PhotoFolder(test_dir, transform)
+        data_setup.check_same_classes(data_setup.PhotoFolder(train_dir), test)
+    if len(test) <= MAX_IN_MEMORY:
+        test = data_setup.load_into_memory(test)
+    return train, test, test_name
+
+
+def output_folder(options: argparse.Namespace, train_dir: Path) -> Path:
+    """Where a run writes: the folder asked for, or one that no other run shares.
+
+    Its name tells images, model or weights, recipe and seed. Images and weights of equal
+    names in other places are told apart by some digits of a hash of their paths.
+    """
+    if options.output:
+        return options.output
+    start = options.weights.stem if options.weights else options.model
+    paths = f"{train_dir.resolve()} {options.weights}"
+    digits = hashlib.sha256(paths.encode()).hexdigest()[:6]
+    words = (train_dir.parent.name, digits, start, options.recipe, str(options.seed))
+    return project_path("build/training") / "-".join(words).replace("/", "-")
 
 
 def run(options: argparse.Namespace, device: torch.device) -> None:
     """What the command does, on each process."""
     recipe = recipe_of(options)
-    if options.data:
-        train_dir, test_dir = options.data / "train", options.data / "test"
-        source = str(options.data)
-    else:
-        train_dir, test_dir, _, source = data_setup.get_food_images()
+    train_dir, test_dir, source = image_folders(options)
     class_names = data_setup.PhotoFolder(train_dir).classes
-    vit = build_vit(options, recipe, len(class_names))
+    vit, normalization, origin = build_vit(options, recipe, class_names)
     size = vit.config.image_size
-    train_images = load_resized(train_dir, size)
-    test_name, transform = "test", evaluation_transform(size)
-    if options.hold_out:
-        test_name = "held-out"
-        kept, held_out = data_setup.split_train_validation(
-            train_dir, options.hold_out, transform=transform
-        )
-        train_images, test_images = Subset(train_images, kept.indices), held_out
-    else:
-        test_images = data_setup.PhotoFolder(test_dir, transform)
-        data_setup.check_same_classes(data_setup.PhotoFolder(train_dir), test_images)
-    if len(test_images) <= MAX_IN_MEMORY:
-        test_images = data_setup.load_into_memory(test_images)
-
-    name = f"{options.model}-{options.recipe}-{options.seed}".replace("/", "-")
-    folder = options.output or project_path(f"build/training/{name}")
+    train_images, test_images, test_name = read_images(
+        train_dir, test_dir, options.hold_out, size, normalization
+    )
+    folder = output_folder(options, train_dir)
     precision = options.precision or best_precision(device)
     is_first = process_rank() == 0
     log = Log(folder) if is_first else None
@@ -84,13 +130,13 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
         print(f"{describe_environment()}\nImages: {source}")
         print(
             f"{len(train_images)} to train on, {len(test_images)} {test_name} images, "
-            f"{len(class_names)} classes; {count_parameters(vit):,} parameters"
+            f"{len(class_names)} classes; {count_parameters(vit):,} parameters, {origin}"
         )
     set_seeds(options.seed + process_rank())  # dropout differs between processes
     tensors, results = fit(
         vit,
         recipe,
-        augment(train_images, recipe, size, options.seed),
+        augment(train_images, recipe, size, options.seed, normalization),
         test_images,
         len(class_names),
         device=device,
@@ -121,11 +167,12 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
     if is_first:
         vit = ViT(vit.config)
         vit.load_state_dict(tensors)
-        weights = write_vit(vit, folder / "vit.safetensors", class_names=class_names)
+        path = folder / "vit.safetensors"
+        write_vit(vit, path, normalization=normalization, class_names=class_names)
         accuracy, count = results["test_acc"][-1], len(test_images)
         print(
             f"{test_name} accuracy {accuracy:.4f} ({round(accuracy * count)} of "
-            f"{count}), loss {results['test_loss'][-1]:.4f} · weights: {weights}"
+            f"{count}), loss {results['test_loss'][-1]:.4f} · weights: {path}"
         )
 
 
@@ -134,11 +181,18 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     changes = {
         each.name: getattr(options, each.name)
         for each in fields(Recipe)
-        if getattr(options, each.name, None) is not None
+        if getattr(options, each.name) is not None
     }
+    if "betas" in changes:
+        changes["betas"] = tuple(changes["betas"])
     if changes.keys() & {"epochs", "steps"}:  # one of them replaces the other
         changes = {"epochs": 0, "steps": 0, **changes}
     return replace(RECIPES[options.recipe], **changes)
+
+
+def height_and_width(numbers: list[int]) -> int | tuple[int, ...]:
+    """One number for a square; otherwise all of them, for `ViTConfig` to check."""
+    return numbers[0] if len(numbers) == 1 else tuple(numbers)
 
 
 def absolute(path: str) -> Path:
@@ -163,6 +217,7 @@ def build_parser() -> argparse.ArgumentParser:
         "model": f"a size of ViT: {', '.join(MODELS)} (default: %(default)s)",
         "weights": "start from these instead of from scratch: a file of ours, "
         "torchvision's, timm's, Hugging Face's or the paper's",
+        "image_size": "height and width in pixels, or one number for a square",
         "recipe": f"how to train: {', '.join(RECIPES)} (default: %(default)s)",
         "hold_out": "evaluate on this share of the training images, and leave the test "
         "images alone: for as long as you are choosing",
@@ -176,7 +231,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data", type=absolute, metavar="FOLDER", help=texts["data"])
     add("--model", choices=MODELS, default="ViT-Mini/12", metavar="NAME", help=texts["model"])
     add("--weights", type=absolute, metavar="FILE", help=texts["weights"])
-    add("--image-size", type=int, metavar="PIXELS", help="height and width")
+    add("--image-size", type=int, nargs="+", metavar="PIXELS", help=texts["image_size"])
     add("--patch-size", type=int, metavar="PIXELS", help="height and width of a patch")
     add("--pool", choices=["class_token", "mean"], help="what the head reads")
     add("--recipe", choices=RECIPES, default="mini", metavar="NAME", help=texts["recipe"])
@@ -194,7 +249,9 @@ def build_parser() -> argparse.ArgumentParser:
             group.add_argument(
                 option, action=argparse.BooleanOptionalAction, default=None, help=help
             )
-        elif each.type in (int, float, str):
+        elif each.name == "betas":
+            group.add_argument(option, type=float, nargs=2, metavar="N", help=help)
+        else:
             group.add_argument(
                 option,
                 type=each.type,
@@ -209,15 +266,21 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = build_parser()
     options = parser.parse_args(arguments)
+    if options.image_size:
+        options.image_size = height_and_width(options.image_size)
     try:
-        with processes() as device:
+        with process_group() as device:
             run(options, device)
     except KeyboardInterrupt as stop:
         sys.exit(f"stopped, {stop}. The same command goes on from the last checkpoint")
-    except (OSError, ValueError) as error:
-        if "WORLD_SIZE" in os.environ:  # torchrun collects the errors of all processes
+    except torch.OutOfMemoryError as error:
+        if dist.is_torchelastic_launched():
             raise
-        parser.error(str(error))
+        parser.exit(2, f"{parser.prog}: error: {error} {ADVICE_ON_MEMORY}\n")
+    except (OSError, ValueError, FloatingPointError, MemoryError) as error:
+        if dist.is_torchelastic_launched():  # torchrun collects the errors of all processes
+            raise
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_vit import tiny_vit
 
 from going_modular.training.checkpoints import Checkpoint
-from going_modular.training.distributed import SHARDINGS, process_rank, processes
+from going_modular.training.distributed import SHARDINGS, process_group, process_rank
 from going_modular.training.fit import fit
 from going_modular.training.recipes import Recipe
 
@@ -82,7 +82,7 @@ def train_small(device, sharding="ddp", checkpoint=None, stop=False, broken=Fals
 @record
 def main(folder, event=None):
     runs = {}
-    with processes() as device:
+    with process_group() as device:
         if event == "fail":
             train_small(device, broken=True)
         for sharding in SHARDINGS:

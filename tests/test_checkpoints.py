@@ -14,6 +14,7 @@ from going_modular import engine
 from going_modular.data_setup import Augmented
 from going_modular.training import checkpoints, recipes
 from going_modular.training.checkpoints import Checkpoint
+from going_modular.training.progress import Progress, Totals
 from going_modular.training.recipes import Recipe
 
 RECIPE = Recipe(
@@ -195,7 +196,8 @@ def test_another_runs_checkpoint_is_refused_and_says_what_differs(tmp_path):
     layer = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     arguments = (layer, optimizer, engine.Method())
-    Checkpoint(tmp_path / "c.pt", {"lr": 0.1, "seed": 1}).save(*arguments, checkpoints.Progress())
+    arguments += (Progress(Totals.zeros("cpu")),)
+    Checkpoint(tmp_path / "c.pt", {"lr": 0.1, "seed": 1}).save(*arguments)
     Checkpoint(tmp_path / "c.pt", {"lr": 0.1, "seed": 1}).load(*arguments)
     with pytest.raises(ValueError, match=r"\(lr: 0.1 there, 0.3 here\)"):
         Checkpoint(tmp_path / "c.pt", {"lr": 0.3, "seed": 1}).load(*arguments)

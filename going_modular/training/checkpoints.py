@@ -5,11 +5,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from going_modular.training.distributed import (
     full_state_dicts,
@@ -19,26 +20,23 @@ from going_modular.training.distributed import (
     process_rank,
     sum_over_processes,
 )
+from going_modular.training.progress import Progress
 from going_modular.utils import atomic_write, get_device, project_path
 
 
-@dataclass
-class Progress:
-    """How far a training has come."""
+class HasState(Protocol):
+    """`engine.Method`, or anything else that says which of its parts have a state."""
 
-    epoch: int = 1  # the epoch under way
-    batch: int = 0  # batches of it that are done, the position in the data order
-    sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # see `add_step`
-    lr: float = 0.0  # of the last step
-    results: dict[str, list] = field(default_factory=dict)  # of the epochs before
+    def stateful_parts(self) -> dict: ...
 
 
 class Checkpoint:
     """A file from which `engine.train` resumes, if it is there.
 
-    It holds the model, the optimizer, what else a `Method` carries, the states of all
-    random generators and the position in the data order, as numbers and plain types
-    only: `torch.load(..., weights_only=True)` reads it, which runs no code.
+    It holds the model, the optimizer, the stateful parts of a `Method`, the states of
+    all random generators and the position in the data order. All of these are numbers
+    and plain types: `torch.load(..., weights_only=True)` reads the file, and runs no
+    code.
 
     Args:
         path: a relative one is seen from the repository's root.
@@ -49,61 +47,83 @@ class Checkpoint:
         self.path = project_path(path)
         self.run = run or {}
 
-    def save(self, model, optimizer, method, progress: Progress) -> None:
-        """Write everything; the file is the old one or the new one, never half of it.
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        method: HasState,
+        progress: Progress,
+    ) -> None:
+        """Write everything. The file is the old one or the new one, never half of it.
 
-        All processes have to call this, number 0 writes.
+        All processes have to call this; number 0 writes.
         """
         weights, optimizer_state = full_state_dicts(model, optimizer)
         random_states = gather_objects(random_state())
-        if process_rank() != 0:
-            return
         state = {
             "run": self.run,
             "model": weights,
             "optimizer": optimizer_state,
-            "method": {name: part.state_dict() for name, part in method.parts_with_state().items()},
+            "method": {name: part.state_dict() for name, part in method.stateful_parts().items()},
             "random": random_states,
-            "progress": asdict(progress),
+            "progress": progress.state_dict(),
         }
-        with atomic_write(self.path) as unfinished:
-            torch.save(state, unfinished)
+        if process_rank() == 0:
+            with atomic_write(self.path) as unfinished:
+                torch.save(state, unfinished)
 
-    def load(self, model, optimizer, method) -> tuple[Progress, dict | None]:
-        """Restore what was saved; return how far it was, and the random state then.
+    def load(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        method: HasState,
+        progress: Progress,
+    ) -> dict | None:
+        """Restore what was saved, and return the state of the random generators then.
 
-        Without a file nothing happens, and the beginning is returned. The random state
-        is for `set_random_state`, once the data loader stands where it stood.
+        Without a file nothing happens, and None is returned. The state is for
+        `set_random_state`, once the data loader stands where it stood.
 
         Raises:
-            ValueError: if the file is of a run with other settings, or processes, or if
-                not all processes see it.
+            ValueError: if the file is of a run with other settings or another number of
+                processes, cannot be read, or is not visible to all processes.
         """
-        seen = sum_over_processes([self.path.is_file()])[0]
+        seen = sum_over_processes(torch.tensor(float(self.path.is_file()))).item()
         if seen not in (0, process_count()):
             raise ValueError(
                 f"{seen:.0f} of {process_count()} processes see {self.path}: it has to "
                 "lie where all machines can read it"
             )
         if not seen:
-            return Progress(), None
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
-        settings = {**self.run, "processes": process_count()}
-        theirs = {**state["run"], "processes": len(state["random"])}
-        if theirs != settings:
-            differences = [
-                f"{name}: {theirs.get(name)!r} there, {settings.get(name)!r} here"
-                for name in {**theirs, **settings}
-                if theirs.get(name) != settings.get(name)
-            ]
+            return None
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file fails in many ways
+            raise ValueError(
+                f"{self.path} ({self.path.stat().st_size} bytes) cannot be read as a "
+                "checkpoint: it is damaged or of another kind. Remove it to start again"
+            ) from error
+        self.check_run(state)
+        load_full_state_dicts(model, optimizer, (state["model"], state["optimizer"]))
+        for name, part in method.stateful_parts().items():
+            part.load_state_dict(state["method"][name])
+        progress.load_state_dict(state["progress"])
+        return state["random"][process_rank()]
+
+    def check_run(self, state: dict) -> None:
+        """Raise `ValueError`, with each difference, if a file is of another run."""
+        here = {**self.run, "processes": process_count()}
+        there = {**state["run"], "processes": len(state["random"])}
+        differences = [
+            f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
+            for name in {**there, **here}
+            if there.get(name) != here.get(name)
+        ]
+        if differences:
             raise ValueError(
                 f"{self.path} is another run's checkpoint ({'; '.join(differences)}): "
                 "give the same settings, or another folder, or remove the file"
             )
-        load_full_state_dicts(model, optimizer, (state["model"], state["optimizer"]))
-        for name, part in method.parts_with_state().items():
-            part.load_state_dict(state["method"][name])
-        return Progress(**state["progress"]), state["random"][process_rank()]
 
 
 def random_state() -> dict:
@@ -137,11 +157,11 @@ def set_random_state(state: dict) -> None:
 
 @contextmanager
 def delayed_interrupts(wanted: bool = True) -> Iterator[Callable[[], bool]]:
-    """Let a run come to a good end before Ctrl-C, a stop button or SIGTERM ends it.
+    """Let the step under way finish before Ctrl-C, a stop button or SIGTERM ends a run.
 
-    Gives a function that says whether somebody asked to stop. A second request is
-    obeyed at once. Nothing is postponed if it is not wanted, or outside the main
-    thread, where Python allows no handlers.
+    Yields a function that tells whether somebody asked to stop. A second request is
+    obeyed at once. Nothing is delayed if it is not wanted, or outside the main thread,
+    where Python allows no signal handlers.
     """
     asked = []
     if not wanted or threading.current_thread() is not threading.main_thread():

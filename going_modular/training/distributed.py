@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from going_modular.utils import get_device
 
 SHARDINGS = ("ddp", "fsdp")
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def process_count() -> int:
@@ -34,17 +34,17 @@ def process_count() -> int:
 
 
 def process_rank() -> int:
-    """This process' number, from 0 to W - 1. Number 0 prints and writes."""
+    """This process's number, from 0 to W - 1. Number 0 prints and writes."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 @contextmanager
-def processes() -> Iterator[torch.device]:
+def process_group() -> Iterator[torch.device]:
     """Join the processes that `torchrun` started; gives this one's device.
 
     One GPU a process and NCCL where there are GPUs, otherwise CPUs and gloo.
     """
-    if "WORLD_SIZE" not in os.environ:
+    if not dist.is_torchelastic_launched():
         yield get_device()
         return
     device = torch.device("cpu")
@@ -58,19 +58,21 @@ def processes() -> Iterator[torch.device]:
     dist.destroy_process_group()
 
 
-def sum_over_processes(values: list) -> list:
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     """The sum of each number over all processes, the same on each of them."""
     if not dist.is_initialized():
         return values
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    total = torch.tensor(values, dtype=torch.float64, device=device)
+    total = values.to(device, copy=True)
     dist.all_reduce(total)
-    return total.tolist()
+    return total.to(values.device)
 
 
 def any_process(flag: bool) -> bool:
     """True on all processes if it is true on one of them."""
-    return sum_over_processes([flag])[0] > 0
+    if not dist.is_initialized():
+        return flag
+    return sum_over_processes(torch.tensor(float(flag))).item() > 0
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
@@ -124,49 +126,31 @@ def sync_gradients(model: nn.Module, meet: bool) -> Iterator[None]:
         yield
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """True if each process holds a part of every parameter only."""
-    return any(isinstance(p, DTensor) for p in model.parameters())
-
-
-def full_state_dicts(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple:
-    """The state_dicts of a model and its optimizer as one process would have them.
+def full_state_dicts(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict, dict]:
+    """The state_dicts of a model and its optimizer, on the CPU, as one process has them.
 
     All processes have to call this; of a sharded model only process 0 gets them.
     """
-    if is_sharded(model):
-        return get_state_dict(model, optimizer, options=WHOLE)
-    return unwrap(model).state_dict(), optimizer.state_dict()
+    return get_state_dict(model, optimizer, options=FULL)
 
 
 def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """The model's part of `full_state_dicts`."""
-    if is_sharded(model):
-        return get_model_state_dict(model, options=WHOLE)
-    return unwrap(model).state_dict()
+    return get_model_state_dict(model, options=FULL)
 
 
 def load_full_state_dicts(
-    model: nn.Module, optimizer: torch.optim.Optimizer, states: tuple
+    model: nn.Module, optimizer: torch.optim.Optimizer, states: tuple[dict, dict]
 ) -> None:
     """Load what `full_state_dicts` gave, on all processes."""
-    if is_sharded(model):
-        weights, rest = states
-        set_state_dict(
-            model, optimizer, model_state_dict=weights, optim_state_dict=rest, options=WHOLE
-        )
-        return
-    unwrap(model).load_state_dict(states[0])
-    optimizer.load_state_dict(states[1])
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model itself, without what DistributedDataParallel wraps round it."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+    weights, optimizer_state = states
+    set_state_dict(
+        model, optimizer, model_state_dict=weights, optim_state_dict=optimizer_state, options=FULL
+    )
 
 
 class BatchShards(Sampler[list[int]]):
-    """This process' share of each batch: every W-th sample, from its rank on.
+    """This process's share of each batch: every W-th sample, from its rank on.
 
     All processes together see each sample once, without the repeated ones that
     PyTorch's `DistributedSampler` adds to make shares equal. So a share of the last
@@ -202,7 +186,7 @@ class CollateWithPlaceholder:
 
 
 def shard_dataloader(dataloader: DataLoader) -> DataLoader:
-    """This process' part of a data loader's batches; all of it if there is only one.
+    """This process's part of a data loader's batches; all of it if there is only one.
 
     The loader's batch size stays that of all processes together.
     """

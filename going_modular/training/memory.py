@@ -78,13 +78,19 @@ def process_bytes(
     processes: int = 1,
     sharding: str = "ddp",
     precision: str = "bfloat16",
+    averaged: bool = False,
 ) -> int:
     """Bytes on each GPU while it trains on `batch_size` images of its own.
 
-    Sharded, states are divided by the number of processes, and two blocks are there in
-    full, the one that computes and the next.
+    With "fsdp", states are divided by the number of processes, and two blocks are there
+    in full: the one that computes, and the next.
+
+    Args:
+        averaged: a moving average of the weights is kept beside them.
     """
     states = state_bytes(config)
+    if averaged:
+        states += states // 4
     if sharding == "fsdp":
         numbers = matrix_numbers(config) // config.num_layers
         states = states // processes + 2 * 4 * numbers

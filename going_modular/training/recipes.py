@@ -7,7 +7,7 @@ course of the learning rate, augmentation, averaged weights, all from PyTorch's 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -31,10 +31,20 @@ CHOICES = {
     "schedule": ("constant", "linear", "cosine"),
 }
 
+AMOUNTS = ("lr", "weight_decay", "momentum", "clip_norm", "mixup", "cutmix")
+SHARES = (
+    "dropout",
+    "stochastic_depth",
+    "label_smoothing",
+    "crop_scale",
+    "color_jitter",
+    "average_decay",
+)
 
-def setting(default, meaning: str, most: float = math.inf):
-    """A field of `Recipe`, what it means, and the largest value that it may have."""
-    return field(default=default, metadata={"help": meaning, "most": most})
+
+def setting(default, meaning: str):
+    """A field of `Recipe`, and what it means, for the help of the command."""
+    return field(default=default, metadata={"help": meaning})
 
 
 @dataclass(frozen=True)
@@ -61,29 +71,29 @@ class Recipe:
     schedule: str = setting("constant", "after the warm-up; not constant: down to 0")
     warmup_steps: int = setting(0, "in which the learning rate grows from 0")
     clip_norm: float = setting(0.0, "gradients longer than this are shortened to it")
-    dropout: float = setting(0.0, "share of activations set to 0", most=1)
-    stochastic_depth: float = setting(0.0, "chance that the last block is left out", 1)
-    label_smoothing: float = setting(0.0, "share of a label given to all classes", 1)
-    crop_scale: float = setting(0.0, "least part of an image that a crop keeps", 1)
+    dropout: float = setting(0.0, "share of activations set to 0")
+    stochastic_depth: float = setting(0.0, "chance that the last block is left out")
+    label_smoothing: float = setting(0.0, "share of a label given to all classes")
+    crop_scale: float = setting(0.0, "least part of an image that a crop keeps")
     flip: bool = setting(False, "mirror half of the images")
-    color_jitter: float = setting(0.0, "change of brightness, contrast, saturation", 1)
-    randaugment: int = setting(0, "magnitude, 1 to 30, of two random changes", 30)
+    color_jitter: float = setting(0.0, "change of brightness, contrast, saturation")
+    randaugment: int = setting(0, "magnitude, 1 to 30, of two random changes")
     mixup: float = setting(0.0, "α of MixUp; Beta(α, α) gives the shares")
     cutmix: float = setting(0.0, "α of CutMix; with both, one of them for a batch")
-    average_decay: float = setting(0.0, "of a moving average of weights, by step", 1)
+    average_decay: float = setting(0.0, "of a moving average of weights, by step")
 
     def __post_init__(self):
-        for each in fields(self):
-            name, kind, most = each.name, each.type, each.metadata["most"]
-            value = getattr(self, name)
-            if name in CHOICES:
-                check_choice(name, value, CHOICES[name])
-            elif kind is int:
-                check_size(name, value, least=1 if name == "batch_size" else 0)
-            elif kind is float and not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a number >= 0, got {value!r}")
-            if kind in (int, float) and value > most:
-                raise ValueError(f"{name} must be at most {most}, got {value!r}")
+        for name, choices in CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        check_size("batch_size", self.batch_size)
+        for name in ("epochs", "steps", "warmup_steps", "randaugment"):
+            check_size(name, getattr(self, name), least=0)
+        for name in (*AMOUNTS, *SHARES):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number >= 0, got {getattr(self, name)!r}")
+        for name, most in {"randaugment": 30, **dict.fromkeys(SHARES, 1)}.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} must be at most {most}, got {getattr(self, name)!r}")
         if (self.epochs > 0) == (self.steps > 0):
             raise ValueError(
                 f"a recipe needs epochs or steps, one of them: got {self.epochs} "
@@ -284,12 +294,17 @@ def learning_rates(recipe: Recipe, steps: int) -> list[float]:
 
 def training_transform(
     recipe: Recipe,
-    size: int,
+    size: int | tuple[int, int],
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Transform:
-    """Image (Pillow, or uint8 tensor) -> tensor (3, size, size), randomly changed."""
-    steps = [v2.Resize((size, size))]
+    """Image (Pillow, or uint8 tensor) -> tensor (3, H, W), changed at random.
+
+    Args:
+        size: pixels of a square, or (H, W).
+    """
+    size = (size, size) if isinstance(size, int) else size
+    steps: list[v2.Transform] = [v2.Resize(size)]
     if recipe.crop_scale:
         steps = [v2.RandomResizedCrop(size, scale=(recipe.crop_scale, 1.0))]
     if recipe.flip:
