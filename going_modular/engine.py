@@ -339,9 +339,9 @@ def train(
 
     Raises:
         FloatingPointError: if the loss is not finite. A CPU stops at the first such
-            batch, before the model learns from it. A GPU goes on until the next look at
-            its sums: after `CHECK_EVERY` steps, at the end of the epoch, or for
-            `on_step`. No checkpoint is saved in between.
+            batch, before the model learns from it. A GPU goes on until its sums are
+            read: after `progress.CHECK_EVERY` batches, or at the end of the epoch. No
+            checkpoint is saved in between.
         KeyboardInterrupt: if somebody asked to stop, once the checkpoint is saved.
         ValueError: if the checkpoint is of another run, or there is no batch.
     """
@@ -372,10 +372,11 @@ def train(
                     checkpoint.save(model, optimizer, method, state)
                     raise KeyboardInterrupt(f"saved in {checkpoint.path}")
 
+            averages = state.averages()
             test_loss, counts = evaluate(
                 evaluated, test_dataloader, test_loss_fn or loss_fn, device, epoch, method.precision
             )
-            results = summary(state, test_loss, counts)
+            results = summary(averages, test_loss, counts, state.lr)
             state.next_epoch(results)
             if progress:
                 print_epoch(epoch, epochs, results, counts[1], test_name)
@@ -413,17 +414,16 @@ def remaining_batches(dataloader: Batches, done: int, random_state: dict | None)
     return batches
 
 
-def summary(state: Progress, test_loss: float, counts: torch.Tensor) -> dict:
+def summary(averages: dict, test_loss: float, counts: torch.Tensor, lr: float) -> dict:
     """An epoch's entries in the results of `train`, from its steps and `evaluate`."""
     true, predicted, right = counts
-    averages = state.averages()
     return {
         "train_loss": averages["loss"],
         "train_acc": averages["acc"],
         "test_loss": test_loss,
         "test_acc": right.sum().item() / true.sum().item(),
         "collapsed": (predicted > 0).sum().item() == 1 < (true > 0).sum().item(),
-        "lr": state.lr,
+        "lr": lr,
         "grad_norm": averages["grad_norm"],
     }
 

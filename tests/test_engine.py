@@ -4,10 +4,14 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
+from torchvision.transforms import v2
 
 from going_modular import data_setup, engine
 from going_modular.model_builder import ViT, ViTConfig
+from going_modular.training import progress
+from going_modular.training.checkpoints import Checkpoint
 from going_modular.utils import give_random_values
 
 
@@ -174,6 +178,56 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_epoch_and_batch():
         engine.train(model, loader(samples()), loader(data), *arguments)
 
 
+class CountReads(TorchDispatchMode):
+    """Counts how often a number is read from a tensor, for which a GPU would be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_no_step_waits_for_a_gpu(monkeypatch, accumulate):
+    """As many numbers are read in 4 steps as in 40: those of the whole epoch."""
+    monkeypatch.setattr(engine, "reads_are_free", lambda device: False)
+    counts = []
+    for batches in (4, 40):
+        model = nn.Linear(4, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        method = engine.Method(clip_norm=1.0, accumulate=accumulate)
+        with CountReads() as reads:
+            engine.train_step(
+                model,
+                loader(samples(2 * batches)),
+                nn.CrossEntropyLoss(),
+                optimizer,
+                "cpu",
+                method=method,
+            )
+        counts.append(reads.count)
+    assert counts[0] == counts[1]
+
+
+def test_a_gpu_hears_of_a_bad_loss_before_anything_is_saved(monkeypatch, tmp_path):
+    monkeypatch.setattr(engine, "reads_are_free", lambda device: False)
+    data = samples(count=5)
+    data.tensors[0][3] = math.nan
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    arguments = (optimizer, nn.CrossEntropyLoss(), 3, "cpu", False)
+    checkpoint = Checkpoint(tmp_path / "c.pt")
+    with pytest.raises(FloatingPointError, match=r"epoch 1, at batch 3 or before"):
+        engine.train(model, loader(data), loader(samples()), *arguments, checkpoint=checkpoint)
+    assert not checkpoint.path.exists()
+    monkeypatch.setattr(progress, "CHECK_EVERY", 2)  # long epochs are not waited for
+    with pytest.raises(FloatingPointError, match=r"epoch 1, at batch 2 or before"):
+        engine.train(nn.Linear(4, 3), loader(data), loader(samples()), *arguments)
+    with pytest.raises(FloatingPointError, match="the evaluation after epoch 1"):
+        engine.test_step(nn.Linear(4, 3), loader(data), nn.CrossEntropyLoss(), "cpu")
+
+
 # Frozen parts
 
 
@@ -272,6 +326,44 @@ def test_accumulated_batches_are_one_batch_the_ragged_last_one_too(parts):
     for (_, one), (_, two) in zip(whole_steps, split_steps, strict=True):
         assert two[:3] == pytest.approx(one[:3], abs=1e-5)
         assert two.grad_norm == pytest.approx(one.grad_norm, abs=1e-6)
+
+
+@pytest.mark.parametrize("mix", [v2.MixUp(num_classes=3), v2.CutMix(num_classes=3)])
+def test_accumulated_batches_are_mixed_as_one(mix):
+    """The partner of an image may be in another part, and all parts have one share."""
+    images = torch.rand(7, 3, 6, 6)
+    labels = torch.arange(7) % 3
+    torch.manual_seed(1)
+    whole = mix(images, labels)
+    torch.manual_seed(1)
+    parts = engine.mix_parts(mix, list(zip(images.split(3), labels.split(3), strict=True)))
+    assert [len(part) for part, _ in parts] == [3, 3, 1]
+    for together, apart in zip(whole, zip(*parts, strict=True), strict=True):
+        assert torch.equal(together, torch.cat(apart))
+
+
+def test_a_step_in_parts_is_the_step_of_one_batch_with_mixup_too():
+    """Parts that are mixed by themselves make another step."""
+
+    def mix(features, labels):  # MixUp takes images only
+        images, labels = v2.MixUp(num_classes=3)(features[:, None, None], labels)
+        return images[:, 0, 0], labels
+
+    def mixed(batch_size, accumulate):
+        return trained(batch_size, accumulate, mix=mix)
+
+    (whole, whole_steps), (split, split_steps) = mixed(6, 1), mixed(2, 3)
+    torch.testing.assert_close(split.weight, whole.weight, rtol=0, atol=1e-6)
+    for (_, one), (_, two) in zip(whole_steps, split_steps, strict=True):
+        assert two[:4] == pytest.approx(one[:4], abs=1e-5)
+
+
+def test_images_that_only_stand_in_are_not_mixed():
+    stand_in = (torch.ones(1, 3, 6, 6), torch.zeros(0, dtype=torch.long))
+    real = (torch.rand(2, 3, 6, 6), torch.tensor([0, 1]))
+    parts = engine.mix_parts(v2.MixUp(num_classes=3), [real, stand_in])
+    assert parts[0][1].shape == (2, 3) and parts[1] is stand_in
+    assert engine.mix_parts(v2.MixUp(num_classes=3), [stand_in]) == [stand_in]
 
 
 def test_clipping_shortens_the_gradient_and_keeps_its_direction():
