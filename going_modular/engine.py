@@ -27,7 +27,7 @@ from going_modular.training.distributed import (
     sum_over_processes,
     sync_gradients,
 )
-from going_modular.training.progress import Progress, Step, Totals, check_finite, zero
+from going_modular.training.progress import Progress, Step, StepOnDevice, Totals, check_finite, zero
 from going_modular.utils import autocast, get_device
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -133,7 +133,7 @@ def take_step(
     method: Method,
     epoch: int = 1,
     done: int = 0,
-) -> Step:
+) -> StepOnDevice:
     """One step on all samples of all batches, of all processes.
 
     Its loss is the sum over samples, divided by how many there are in all: so it does
@@ -175,8 +175,9 @@ def take_step(
         method.scheduler.step()
     if method.average is not None:
         method.average.update_parameters(model)
-    sums = sum_over_processes(torch.stack([loss_sum, correct]))
-    return Step(*sums, samples, full_tensor(norm).to(samples.dtype), lr, len(batches))
+    loss_sum, correct = sum_over_processes(torch.stack([loss_sum, correct])).unbind()
+    norm = full_tensor(norm).to(samples.dtype)
+    return StepOnDevice(loss_sum, correct, samples, norm, lr, len(batches))
 
 
 def groups_of(

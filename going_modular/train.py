@@ -6,13 +6,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset, TensorDataset
 
 from going_modular import data_setup
+from going_modular.data_setup import PhotoFolder
 from going_modular.images.transforms import Normalization, evaluation_transform
 from going_modular.model_builder import VIT_CONFIGS, ViT
 from going_modular.training import recipes
@@ -35,6 +37,7 @@ from going_modular.vit.weights import load_vit, normalization_of
 ADVICE_ON_MEMORY = (
     "(Give --accumulate 2, 4, ... or a smaller --batch-size, --image-size or --model.)"
 )
+Images = PhotoFolder | Subset | TensorDataset
 MODELS = {"ViT-Mini/12": MINI, **VIT_CONFIGS}
 
 
@@ -54,7 +57,7 @@ def build_vit(
     A head from a file is kept only if it was trained for classes of the same names. A
     new task gets a new head.
     """
-    config = {
+    config: dict[str, Any] = {
         "num_classes": len(class_names),
         "dropout": recipe.dropout,
         "stochastic_depth": recipe.stochastic_depth,
@@ -79,19 +82,20 @@ def read_images(
     hold_out: float,
     size: int | tuple[int, int],
     normalization: Normalization,
-) -> tuple[Dataset, Dataset, str]:
+) -> tuple[Images, Images, str]:
     """Training images, resized; test images as the ViT sees them; and a name for these.
 
     With `hold_out`, that share of the training images takes the test images' place.
     """
-    train = load_resized(train_dir, size)
+    train: Images = load_resized(train_dir, size)
+    test: Images
     test_name, transform = "test", evaluation_transform(size, *normalization)
     if hold_out:
         kept, test = data_setup.split_train_validation(train_dir, hold_out, transform=transform)
         train, test_name = Subset(train, kept.indices), "held-out"
     else:
-        test = data_setup.PhotoFolder(test_dir, transform)
-        data_setup.check_same_classes(data_setup.PhotoFolder(train_dir), test)
+        test = PhotoFolder(test_dir, transform)
+        data_setup.check_same_classes(PhotoFolder(train_dir), test)
     if len(test) <= MAX_IN_MEMORY:
         test = data_setup.load_into_memory(test)
     return train, test, test_name
@@ -116,7 +120,7 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
     """What the command does, on each process."""
     recipe = recipe_of(options)
     train_dir, test_dir, source = image_folders(options)
-    class_names = data_setup.PhotoFolder(train_dir).classes
+    class_names = PhotoFolder(train_dir).classes
     vit, normalization, origin = build_vit(options, recipe, class_names)
     size = vit.config.image_size
     train_images, test_images, test_name = read_images(

@@ -4,18 +4,23 @@ import os
 import random
 import re
 import signal
+import subprocess
 import sys
 import types
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from going_modular import data_setup, engine, predictions, train
 from going_modular.model_builder import ViT, ViTConfig
-from going_modular.training import fit
-from going_modular.vit.files import read_vit, write_vit
+from going_modular.training import fit, recipes
+from going_modular.utils import give_random_values
+from going_modular.vit import weights
+from going_modular.vit.files import read_classifier, read_vit, write_vit
+from going_modular.vit.weights import to_huggingface
 
 
 @pytest.fixture
@@ -44,11 +49,12 @@ def arguments(folder, output="run", **changes):
         "dropout": 0.1,
         "mixup": 0.2,
     } | changes
-    return [
-        word
-        for name, value in settings.items()
-        for word in (f"--{name.replace('_', '-')}", str(value))
-    ]
+    words = []
+    for name, value in settings.items():
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return words
 
 
 def log_of(path):
@@ -117,6 +123,122 @@ def test_fine_tuning_starts_from_the_weights_given(folder):
     block = "encoder.1.mlp.expand.weight"
     assert torch.equal(vit.state_dict()[block], start.state_dict()[block])
     assert not vit.head.weight.any()
+
+
+def cats_and_dogs(folder, class_names, **config):
+    """A file of ours, with a head that has been trained for two other classes."""
+    sizes = dict(image_size=24, patch_size=12, embedding_dim=12, num_layers=1, num_heads=2)
+    vit = give_random_values(ViT(ViTConfig(**sizes | dict(mlp_dim=24, num_classes=2) | config)))
+    path = write_vit(vit, folder / "start.safetensors", class_names=class_names)
+    return vit, path
+
+
+@pytest.mark.parametrize(("class_names", "kept"), [(["cat", "dog"], False), (["red", "sea"], True)])
+def test_a_head_is_kept_for_the_same_classes_only(folder, capsys, class_names, kept):
+    """Two classes are not the same task as two others."""
+    start, path = cats_and_dogs(folder, class_names)
+    changes = {"weights": path, "lr": 0.0, "epochs": 1, "warmup_steps": 0}
+    train.main(arguments(folder, recipe="chapter", **changes))
+    said = "with its head, for the same classes" if kept else "with a new head"
+    assert said in capsys.readouterr().out
+    vit, _ = read_vit(folder / "run/vit.safetensors")
+    assert torch.equal(vit.norm.weight, start.norm.weight)
+    assert torch.equal(vit.head.weight, start.head.weight) == kept
+    assert kept or not vit.head.weight.any()
+
+
+def test_the_colors_of_the_weights_stay_theirs_to_the_prediction(folder):
+    """Hugging Face's names want 0.5; training, evaluation and our file have to as well."""
+    start, _ = cats_and_dogs(folder, [])
+    save_file(to_huggingface(start), folder / "theirs.safetensors")
+    seen = []
+
+    class Spy(ViT):
+        def forward(self, images):
+            seen.append((self.training, images.min().item(), images.max().item()))
+            return super().forward(images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "ViT", Spy)
+        train.main(arguments(folder, weights=folder / "theirs.safetensors", mixup=0))
+    assert {training for training, _, _ in seen} == {True, False}
+    assert all(-1 <= low and high <= 1 for _, low, high in seen)  # ImageNet's reach 2.6
+    classifier = read_classifier(folder / "run/vit.safetensors")
+    assert [*classifier.transform.mean, *classifier.transform.std] == [0.5] * 6
+
+
+def test_images_that_are_not_square_all_the_way(folder, capsys, monkeypatch):
+    train.main(arguments(folder, "wide", image_size=[24, 36], epochs=1, warmup_steps=0))
+    vit, _ = read_vit(folder / "wide/vit.safetensors")
+    assert vit.config.image_size == (24, 36)
+    again = {"weights": folder / "wide/vit.safetensors", "image_size": None}
+    train.main(arguments(folder, "again", **again))
+    assert read_vit(folder / "again/vit.safetensors")[0].config.grid == (2, 3)
+    monkeypatch.chdir(folder)
+    predictions.main(["images/test/sea/1.png", "--weights", "again/vit.safetensors"])
+    assert "%" in capsys.readouterr().out
+
+
+def test_runs_on_other_images_or_weights_write_elsewhere(tmp_path):
+    def folder_of(*words, train_dir="a/food/train"):
+        options = train.build_parser().parse_args(words)
+        return train.output_folder(options, tmp_path / train_dir)
+
+    folders = [
+        folder_of(),
+        folder_of(train_dir="a/others/train"),
+        folder_of(train_dir="b/food/train"),  # another folder of the same name
+        folder_of("--weights", "one/vit.safetensors"),
+        folder_of("--weights", "two/vit.safetensors"),
+        folder_of("--model", "ViT-B/16"),
+        folder_of("--recipe", "chapter"),
+        folder_of("--seed", "1"),
+    ]
+    assert len(set(folders)) == len(folders)
+    assert folder_of() == folders[0] and folders[0].name.startswith("food-")
+    assert folder_of("--output", str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 1e30}, "the loss is nan in epoch 1"),
+        ({"image_size": [24, 24, 24]}, "image_size must be a number or (H, W)"),
+        ({"image_size": [24, 30]}, "image_size=30 is not divisible by patch_size=12"),
+        ({"hold_out": 2}, "fraction must lie between 0 and 1"),
+        ({"weights": "nowhere.safetensors"}, "there is no file of weights"),
+        ({"output": __file__}, "test_train.py"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(folder, changes, message):
+    done = subprocess.run(
+        [sys.executable, "-m", "going_modular.train", *arguments(folder, **changes)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith("python -m going_modular.train: error: ") and message in error
+
+
+def test_too_little_memory_is_one_line_with_advice(folder, capsys, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train, "fit", full)
+    with pytest.raises(SystemExit):
+        train.main(arguments(folder))
+    assert "out of memory. Give --accumulate 2" in capsys.readouterr().err
+
+
+def test_every_setting_of_a_recipe_is_an_option(folder):
+    words = ["--betas", "0.8", "0.9", "--lr", "0.1", "--no-flip", "--steps", "7"]
+    recipe = train.recipe_of(train.build_parser().parse_args(words))
+    changed = {"betas": (0.8, 0.9), "lr": 0.1, "flip": False, "steps": 7, "epochs": 0}
+    assert recipe == replace(recipes.RECIPES["mini"], **changed)
+    text = train.build_parser().format_help()
+    for each in fields(recipes.Recipe):
+        assert f"--{each.name.replace('_', '-')}" in text
 
 
 def live(arguments, steps):

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default_collate
 
 from going_modular.utils import get_device
 
@@ -157,12 +157,12 @@ class BatchShards(Sampler[list[int]]):
     batch can be smaller than the others', or empty.
     """
 
-    def __init__(self, batches: Sampler[list[int]], rank: int, count: int):
+    def __init__(self, batches: BatchSampler, rank: int, count: int):
         self.batches, self.rank, self.count = batches, rank, count
         self.sampler = batches.sampler  # the engine tells it the epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (batch[self.rank :: self.count] for batch in self.batches)
+        return (batch[self.rank :: self.count] for batch in iter(self.batches))
 
     def __len__(self) -> int:
         return len(self.batches)

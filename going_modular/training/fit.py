@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 from torchvision.transforms import v2
 
 from going_modular import data_setup, engine
@@ -144,7 +144,9 @@ def resize_for_crops(size: int | tuple[int, int]) -> Transform:
     return v2.Compose([v2.Resize((H * 3 // 2, W * 3 // 2)), v2.PILToTensor()])
 
 
-def load_resized(folder: str | Path, size: int | tuple[int, int]) -> Dataset:
+def load_resized(
+    folder: str | Path, size: int | tuple[int, int]
+) -> data_setup.PhotoFolder | TensorDataset:
     """A folder's images for training, resized by `resize_for_crops`.
 
     Up to `MAX_IN_MEMORY` of them are read once and kept in memory.

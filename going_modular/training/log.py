@@ -15,10 +15,10 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(folder)
         except ImportError:
             self.board = None
+        else:
+            self.board = SummaryWriter(folder)
 
     def on_epoch(self, results: dict[str, list]) -> None:
         """Write the epoch that has ended.

@@ -27,23 +27,35 @@ def check_finite(loss: torch.Tensor | float, where: str) -> None:
 
 
 class Step(NamedTuple):
-    """What one step did, summed over all its samples on all processes.
+    """What one step did, summed over all its samples on all processes."""
 
-    The first four are tensors on the device. To read one, the CPU waits for all work
-    that the GPU still has to do, so they are read by `read`, all at once and only where
-    somebody needs them.
-    """
-
-    loss_sum: torch.Tensor | float
-    correct: torch.Tensor | float
-    samples: torch.Tensor | float
-    grad_norm: torch.Tensor | float  # before clipping; infinite where float16 overflowed
+    loss_sum: float
+    correct: float
+    samples: float
+    grad_norm: float  # before clipping; infinite where float16 overflowed
     lr: float
     batches: int  # of this process's data loader
 
-    def read(self) -> "Step":
-        """The same step with Python numbers in place of tensors."""
-        return Step(*torch.stack(self[:4]).tolist(), self.lr, self.batches)
+
+class StepOnDevice(NamedTuple):
+    """A `Step` whose sums are still tensors on the device.
+
+    To read one, the CPU waits for all work that the GPU still has to do. So they are
+    read all at once, and only where somebody needs them.
+    """
+
+    loss_sum: torch.Tensor
+    correct: torch.Tensor
+    samples: torch.Tensor
+    grad_norm: torch.Tensor
+    lr: float
+    batches: int
+
+    def read(self) -> Step:
+        """The same step in Python numbers."""
+        sums = (self.loss_sum, self.correct, self.samples, self.grad_norm)
+        loss_sum, correct, samples, grad_norm = torch.stack(sums).tolist()
+        return Step(loss_sum, correct, samples, grad_norm, self.lr, self.batches)
 
 
 @dataclass
@@ -61,7 +73,7 @@ class Totals:
         """The sums at the beginning of an epoch."""
         return cls(*(zero(device) for _ in range(5)))
 
-    def add(self, step: Step) -> None:
+    def add(self, step: StepOnDevice) -> None:
         """Count one more step."""
         finite = torch.isfinite(step.grad_norm)
         self.loss_sum += step.loss_sum
@@ -93,7 +105,7 @@ class Progress:
     lr: float = math.nan
     results: dict[str, list] = field(default_factory=dict)
 
-    def add(self, step: Step) -> None:
+    def add(self, step: StepOnDevice) -> None:
         """Count one more step, and look now and then whether the loss is finite.
 
         Raises:

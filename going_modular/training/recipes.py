@@ -231,7 +231,8 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     positions are not decayed, as in the authors' code; frozen parameters are in no
     group.
     """
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_matrix = parameter.ndim > 1 and name.endswith("weight")
@@ -286,7 +287,7 @@ def learning_rates(recipe: Recipe, steps: int) -> list[float]:
     scheduler = build_scheduler(optimizer, recipe, steps)
     rates = []
     for _ in range(steps):
-        rates.append(scheduler.get_last_lr()[0])
+        rates.append(float(scheduler.get_last_lr()[0]))
         optimizer.step()
         scheduler.step()
     return rates
