@@ -1,7 +1,7 @@
-"""What the notebooks share: seeds and downloads, plots, and the model that grows.
+"""Plots for the notebooks, and a few functions of the package that most of them need.
 
-The package `going_modular` never imports this file; what it needs itself lives there
-and is only passed on here.
+The package `going_modular` never imports this file. What the package needs itself lives
+there and is only passed on here.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from going_modular.utils import give_random_values, print_table, set_seeds
 
 __all__ = [
     "CLASS_COLORS",
+    "PALETTE",
     "download_data",
     "give_random_values",
     "live_curves",
@@ -42,13 +43,10 @@ plt.rcParams.update(
 )
 
 
-# Plots and tables
-
-
 def show_images(
     images: Sequence, titles: Sequence[str] = (), columns: int = 4, **imshow_options
 ) -> None:
-    """Draw pictures in a grid, each a Pillow image or a tensor (C, H, W) or (H, W)."""
+    """Draw images in a grid: Pillow images, or tensors (C, H, W) or (H, W)."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     _, axes = plt.subplots(rows, columns, figsize=(2.4 * columns, 2.6 * rows), squeeze=False)
@@ -65,9 +63,10 @@ def show_images(
 
 
 def plot_loss_curves(results: dict[str, list[float]], test_name: str = "test") -> None:
-    """Draw loss and accuracy by epoch, as `engine.train` returns them.
+    """Draw loss and accuracy by epoch.
 
     Args:
+        results: what `engine.train` returns.
         test_name: what the second curve was measured on, for instance "validation".
     """
     draw_curves(results, test_name)
@@ -77,34 +76,33 @@ def plot_loss_curves(results: dict[str, list[float]], test_name: str = "test") -
 def draw_curves(results: dict[str, list[float]], test_name: str) -> plt.Figure:
     """The figure of `plot_loss_curves`."""
     epochs = range(1, len(results["train_loss"]) + 1)
-    drawing, axes = plt.subplots(1, 2, figsize=(9, 3.4))
-    for axis, figure, label in zip(
-        axes, ("loss", "acc"), ("loss (cross-entropy)", "accuracy"), strict=True
-    ):
-        axis.plot(epochs, results[f"train_{figure}"], marker=".", label="training")
-        axis.plot(epochs, results[f"test_{figure}"], marker=".", label=test_name)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    titles = {"loss": "loss (cross-entropy)", "acc": "accuracy"}
+    for axis, (metric, title) in zip(axes, titles.items(), strict=True):
+        axis.plot(epochs, results[f"train_{metric}"], marker=".", label="training")
+        axis.plot(epochs, results[f"test_{metric}"], marker=".", label=test_name)
         axis.set_xlabel("epoch")
-        axis.set_title(label)
+        axis.set_title(title)
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[1].set_ylim(0, 1.02)
     axes[0].legend(frameon=False)
-    return drawing
+    return figure
 
 
 def live_curves(test_name: str = "test") -> Callable[[dict[str, list[float]]], None]:
-    """Curves that grow while a model trains, for `on_epoch` of `engine.train`.
+    """A function for `on_epoch` of `engine.train` that draws the curves of `draw_curves`.
 
-    In a notebook, each epoch redraws one picture under the cell.
+    In a notebook, each epoch redraws the same picture under the cell.
     """
     handle = DisplayHandle()
     show = handle.display
 
     def redraw(results: dict[str, list[float]]) -> None:
         nonlocal show
-        drawing = draw_curves(results, test_name)
-        show(drawing)
+        figure = draw_curves(results, test_name)
+        show(figure)
         show = handle.update
-        plt.close(drawing)
+        plt.close(figure)
 
     return redraw
 
@@ -112,7 +110,7 @@ def live_curves(test_name: str = "test") -> Callable[[dict[str, list[float]]], N
 def plot_confusion_matrix(
     counts: torch.Tensor, class_names: Sequence[str], title: str = ""
 ) -> None:
-    """Draw counts (K, K), row = true class, column = predicted class."""
+    """Draw counts (K, K): a row for each true class, a column for each predicted one."""
     _, axis = plt.subplots(figsize=(4.2, 3.8))
     most = counts.sum(dim=1).max().item()
     axis.imshow(counts.tolist(), cmap="Blues", vmin=0, vmax=most)

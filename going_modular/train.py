@@ -68,7 +68,7 @@ def build_vit(
     set_seeds(options.seed)
     if not options.weights:
         vit = ViT(replace(MODELS[options.model], **config))
-        return recipes.initialize(recipe.start, vit), Normalization(), "from scratch"
+        return recipes.initialize(recipe.init, vit), Normalization(), "from scratch"
     same_classes = stored_class_names(options.weights) == class_names
     vit = load_vit(options.weights, head=same_classes, **config)
     head = "its head, for the same classes" if same_classes else "a new head"

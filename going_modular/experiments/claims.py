@@ -1,4 +1,4 @@
-"""The paper's claims in miniature, for notebook 13: `python -m going_modular.experiments.claims`.
+"""The paper's claims in miniature, for notebook 13.
 
     data        accuracy against the number of training images (Figures 3 and 4)
     positions   none, learned in one or two dimensions (D.4); sines and cosines (ours)
@@ -6,13 +6,15 @@
     compute     a hybrid beside the others (Figure 5)
     pooling     class token or mean, at three learning rates (D.3, Figure 9)
 
-Each model learns pizza, steak and sushi from drawings of 48 pixels, always 1000 steps
-by one recipe, and names 600 others. A run becomes a line of `docs/results/claims.jsonl`
-and is not done again: a sweep that was stopped goes on where it was.
+python -m going_modular.experiments.claims data positions  # without a name: all groups
+
+Each model learns pizza, steak and sushi from drawings of 48 pixels, for 1000 steps by
+one recipe, and is evaluated on 600 others. Each run becomes one line of
+`results/claims.jsonl`, and a run that is stored there is not done again. So a sweep that
+was stopped goes on where it was.
 """
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from time import perf_counter
@@ -25,22 +27,27 @@ from torch.utils.data import Subset, TensorDataset
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from going_modular.drawings.synthetic_food import draw, drawn_once
+from going_modular.experiments.command_line import errors_in_one_line, sweep_parser
 from going_modular.experiments.pretrain import NORMALIZE
-from going_modular.experiments.sweeps import fingerprint, read_results, sweep
+from going_modular.experiments.sweeps import (
+    check_results_are_writable,
+    fingerprint,
+    read_results,
+    sweep,
+)
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.training.fit import augment, fit
 from going_modular.training.recipes import Recipe
-from going_modular.utils import count_multiply_adds, get_device, project_path, set_seeds
+from going_modular.utils import count_multiply_adds, data_dir, get_device, set_seeds
 from going_modular.vit.config import check_choice
 
-FOLDER = project_path("data/drawings_48")
 DISHES = ("pizza", "steak", "sushi")
 SIZE = 48  # pixels
 AMOUNTS = (150, 600, 2400, 9600)  # training images
-BLOCK = 600  # drawings in a file; the block after the last amount is held out
-HELD_OUT = AMOUNTS[-1] // BLOCK
+BLOCK = 600  # drawings in a file
+HELD_OUT = AMOUNTS[-1] // BLOCK  # the block after the last training images
 
-LR = 1e-3  # of `mini`, and not chosen again on these drawings
+LR = 1e-3  # that of `mini`; it was not chosen again on these drawings
 RECIPE = Recipe(
     epochs=1,
     batch_size=32,
@@ -78,7 +85,7 @@ MODELS = {
     "smaller patches": replace(SMALL, patch_size=4),
 }
 SCALED = ("ViT", "deeper", "wider", "smaller patches")
-USUAL = 2400  # training images, where their number is not the question
+USUAL = 2400  # training images, for every question but that of their number
 POINTS = {  # (model, training images, learning rate)
     "data": [(name, n, LR) for name in ("ViT", "larger ViT", "CNN") for n in AMOUNTS],
     "positions": [
@@ -94,20 +101,23 @@ POINTS = {  # (model, training images, learning rate)
 
 def build_model(name: str) -> nn.Module:
     """One of `MODELS`: (B, 3, 48, 48) -> (B, 3)."""
+    config = MODELS[name]
+    if isinstance(config, ViTConfig):
+        return ViT(config)
     if name == "CNN":  # half of ResNet-18 (He et al., arXiv 1512.03385)
         return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=len(DISHES))
-    if name == "hybrid":  # Section 3.1: as many tokens as the ViT has patches
-        layers, width = [], 3
-        for channels in (32, 64):
-            layers += [
-                nn.Conv2d(width, channels, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(channels),
-                nn.ReLU(),
-            ]
-            width = channels
-        config = replace(SMALL, image_size=SIZE // 4, patch_size=2, in_channels=width)
-        return ViT(config, stem=nn.Sequential(*layers))
-    return ViT(MODELS[name])
+    stem = nn.Sequential(*halving_convolution(3, 32), *halving_convolution(32, 64))
+    # The hybrid of Section 3.1 has as many tokens as the ViT has patches
+    return ViT(replace(SMALL, image_size=SIZE // 4, patch_size=2, in_channels=64), stem=stem)
+
+
+def halving_convolution(in_channels: int, out_channels: int) -> list[nn.Module]:
+    """Layers that halve height and width: (B, C, H, W) -> (B, C', H/2, W/2)."""
+    return [
+        nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
+    ]
 
 
 def multiply_adds_of(name: str) -> int:
@@ -116,22 +126,22 @@ def multiply_adds_of(name: str) -> int:
 
 
 def draw_numbered(number: int) -> np.ndarray:
-    """Drawing (SIZE, SIZE, 3) of this number, of pizza, steak and sushi in turn."""
+    """The drawing (SIZE, SIZE, 3) with this number: pizza, steak and sushi in turn."""
     picture = draw(DISHES[number % len(DISHES)], np.random.default_rng([13, number]), 2 * SIZE)
     return np.asarray(picture.reduce(2))
 
 
 @cache
 def drawings(block: int) -> torch.Tensor:
-    """(BLOCK, 3, SIZE, SIZE) uint8: drawings of `BLOCK` numbers, drawn once."""
+    """A block of drawings (BLOCK, 3, SIZE, SIZE) uint8, drawn once and kept in a file."""
     numbers = range(block * BLOCK, (block + 1) * BLOCK)
-    drawn = drawn_once(FOLDER / f"{block:02}.npy", draw_numbered, numbers)
+    drawn = drawn_once(data_dir() / f"drawings_48/{block:02}.npy", draw_numbered, numbers)
     return torch.from_numpy(drawn).permute(0, 3, 1, 2).contiguous()
 
 
 def training_images(amount: int, seed: int) -> TensorDataset:
-    """So many drawings and labels; another seed's are others while there are enough."""
-    first = seed * amount % AMOUNTS[-1]  # each amount divides the next: none is cut off
+    """`amount` drawings with their labels; seeds have different ones while there are enough."""
+    first = seed * amount % AMOUNTS[-1]  # each amount divides the last, so none is cut off
     blocks = range(first // BLOCK, -(-(first + amount) // BLOCK))
     begin = first % BLOCK
     images = torch.cat([drawings(block) for block in blocks])[begin : begin + amount]
@@ -140,37 +150,40 @@ def training_images(amount: int, seed: int) -> TensorDataset:
 
 @cache
 def held_out_images() -> TensorDataset:
-    """The 600 drawings that no model learns from, as a model is evaluated on them."""
+    """The 600 drawings that no model learns from, in the transform for evaluation."""
     labels = torch.arange(BLOCK) % len(DISHES)
     return TensorDataset(NORMALIZE(drawings(HELD_OUT)), labels)
 
 
 def run_point(model: str, images: int, lr: float, seed: int, steps: int = STEPS) -> dict:
-    """Train one of `MODELS`; how many of the 600 held-out drawings it names.
+    """Train one of `MODELS` and evaluate it on the 600 held-out drawings.
 
     Args:
         images: how many it learns from, one of `AMOUNTS`.
         lr: the largest learning rate.
-        seed: of start values, order, crops, and which images it learns from.
-        steps: fewer, for a quick look.
+        seed: decides initial weights, order, crops, and which images it learns from.
+        steps: fewer than `STEPS`, for a quick look.
+
+    Returns:
+        How many answers are `right`, and losses of the last epoch.
 
     Raises:
         ValueError: if there is no such model or amount.
     """
-    check_choice("model", model, MODELS)
+    check_choice("model", model, list(MODELS))
     if images not in AMOUNTS:
         raise ValueError(f"images must be one of {AMOUNTS}, got {images!r}")
     began = perf_counter()
     recipe = replace(RECIPE, lr=lr, warmup_steps=min(RECIPE.warmup_steps, steps // 10))
-    # One long epoch, which passes over the images as often as it takes
-    seen = torch.arange(steps * recipe.batch_size) % images
-    many = Subset(training_images(images, seed), seen.tolist())
+    # One long epoch passes over the images as often as the steps need
+    order = torch.arange(steps * recipe.batch_size) % images
+    train_images = Subset(training_images(images, seed), order.tolist())
     set_seeds(seed)
     network = build_model(model)
     _, results = fit(
         network,
         recipe,
-        augment(many, recipe, SIZE, seed),
+        augment(train_images, recipe, SIZE, seed),
         held_out_images(),
         num_classes=len(DISHES),
         device=get_device(),
@@ -202,8 +215,11 @@ def points_of(groups: list[str], seeds: int) -> list[dict]:
 
 
 def accuracies() -> dict[tuple[str, int, float], list[float]]:
-    """By (model, training images, learning rate), the accuracy of each seed."""
-    by_point = {}
+    """The stored accuracies: (model, training images, learning rate) -> one for each seed.
+
+    Lines of other settings than today's do not count.
+    """
+    by_point: dict[tuple[str, int, float], list[float]] = {}
     for line in sorted(read_results("claims"), key=lambda line: line["seed"]):
         model = line["model"]
         if model in MODELS and line["settings"] == settings_of(model):
@@ -217,39 +233,42 @@ def ridge_probe(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """A linear classifier in closed form (Section 4.1): features (M, D) -> scores.
 
-    Least squares to targets of 1 for the right class and -1 for the others, with the
-    weights held small: min ||X W - Y||² + ridge ||W||² has the solution
-    W = Xᵀ (X Xᵀ + ridge I)⁻¹ Y. Each feature is first brought to mean 0 and deviation 1
-    over the M examples (one that is the same for all of them becomes 0), and the mean
-    of Y is taken off and added to the scores: the intercept, which has no penalty.
+    Least squares to targets of 1 for the right class and -1 for the others, with a
+    penalty on large weights: min ||X W - Y||² + ridge ||W||² has the solution
+    W = Xᵀ (X Xᵀ + ridge I)⁻¹ Y. Each feature is first standardized to mean 0 and standard
+    deviation 1 over the M examples. A feature that is the same for all of them becomes 0.
+    The mean of Y is subtracted before, and added to the scores after: it is the
+    intercept, which has no penalty.
 
     Shapes: labels (M,) from 0 to K - 1; the classifier maps (B, D) to (B, K).
     """
     mean, std = features.mean(dim=0), features.std(dim=0, correction=0)
-    varies = std > 1e-6 * mean.abs()  # more than rounding
+    varies = std > 1e-6 * mean.abs()  # by more than rounding
 
-    def standardised(x: torch.Tensor) -> torch.Tensor:
+    def standardized(x: torch.Tensor) -> torch.Tensor:
         return torch.where(varies, (x - mean) / std, 0)
 
-    X = standardised(features)
+    X = standardized(features)
     Y = 2 * F.one_hot(labels).to(X) - 1
     inner = X @ X.T + ridge * torch.eye(len(X), device=X.device)
     W = X.T @ torch.linalg.solve(inner, Y - Y.mean(dim=0))
-    return lambda x: standardised(x) @ W + Y.mean(dim=0)
+    return lambda x: standardized(x) @ W + Y.mean(dim=0)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("groups", nargs="*", metavar="group", help=", ".join(POINTS))
-    parser.add_argument("--seeds", type=int, default=3, help="0, 1, ... (default: 3)")
-    parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
-    options = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = sweep_parser("The paper's claims in miniature")
+    parser.add_argument(
+        "groups", nargs="*", metavar="group", help=f"{', '.join(POINTS)} (default: all)"
+    )
+    options = parser.parse_args(arguments)
     groups = options.groups or list(POINTS)
     if unknown := set(groups) - set(POINTS):
         parser.error(f"no group {', '.join(unknown)}: choose from {', '.join(POINTS)}")
-    for block in range(HELD_OUT + 1):  # before the processes, which would draw it twice
-        drawings(block)
-    sweep("claims", points_of(groups, options.seeds), run_point, options.jobs)
+    with errors_in_one_line():
+        check_results_are_writable()
+        for block in range(HELD_OUT + 1):  # before the processes, which would draw it twice
+            drawings(block)
+        sweep("claims", points_of(groups, options.seeds), run_point, options.jobs)
 
 
 if __name__ == "__main__":

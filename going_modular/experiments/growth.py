@@ -1,4 +1,4 @@
-"""The model that grows from notebook 02 to notebook 07."""
+"""The model that grows from notebook 02 to notebook 07, and the table that measures it."""
 
 from collections.abc import Callable, Sequence
 
@@ -27,10 +27,12 @@ SMALL = model_builder.ViTConfig(
     num_classes=3,
     dropout=0.0,
 )
+LR = 1e-3
+MEMORIZED = 0.05  # the loss below which a batch counts as memorized
 
 
-def small_transform(size: int = SMALL.image_size) -> v2.Compose:
-    """RGB image -> tensor (3, size, size) with values from -1 to 1."""
+def small_transform(size: int = SMALL.image_hw[0]) -> v2.Compose:
+    """Pillow image in RGB -> tensor (3, size, size) with values from -1 to 1."""
     return v2.Compose(
         [
             v2.Resize((size, size)),
@@ -44,13 +46,13 @@ def small_transform(size: int = SMALL.image_size) -> v2.Compose:
 class SmallClassifier(nn.Module):
     """Equation 1 at a small size, then the given parts, then a linear head.
 
-    Each part (attention, MLP) is applied as equations 2 and 3 have it, with a
-    LayerNorm before it and a residual round it: z = part(LN(z)) + z.
+    Each part, attention or MLP, is applied as in equations 2 and 3, with a LayerNorm
+    before it and a residual around it: z = part(LN(z)) + z.
 
     Args:
-        parts: modules that map (B, N+1, D) to (B, N+1, D), D = 64.
-        readout: what the head sees: "mean", of all tokens, or "class_token", after a
-            LayerNorm (equation 4).
+        parts: modules that map (B, N+1, D) to (B, N+1, D), with D = 64.
+        readout: what the head reads: the "mean" of all tokens, or the "class_token"
+            after a LayerNorm (equation 4).
 
     Shapes: (B, 3, 64, 64) -> logits (B, 3).
     """
@@ -78,12 +80,15 @@ class SmallClassifier(nn.Module):
 
 
 class LinearOnPatches(nn.Module):
-    """One linear layer on all patches end to end: (B, 3, 64, 64) -> logits (B, 3)."""
+    """One linear layer on all patches, one after the other.
+
+    Shapes: (B, 3, 64, 64) -> logits (B, 3).
+    """
 
     def __init__(self):
         super().__init__()
-        numbers = SMALL.in_channels * SMALL.image_size**2
-        self.head = nn.Linear(numbers, SMALL.num_classes)
+        H, W = SMALL.image_hw
+        self.head = nn.Linear(SMALL.in_channels * H * W, SMALL.num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         P = SMALL.patch_size
@@ -108,59 +113,71 @@ def small_dataloaders(seed: int = 42) -> tuple[DataLoader, DataLoader]:
 def measure_growth(
     stages: dict[str, Callable[[], nn.Module]], epochs: int, seed: int = 42
 ) -> dict[str, float]:
-    """Train small models the same way and print a table, a row a model.
+    """Train small models in the same way, and print a table with one row for each.
 
     Every model sees the same images in the same order (`small_dataloaders`) and is
-    trained by AdamW at a learning rate of 0.001. Columns: parameters; multiply-adds for
-    one image; steps on one batch until its training loss is below 0.05, at most 30 an
-    epoch; accuracy on held-out images after training on all batches.
+    trained by AdamW at a learning rate of 0.001. The columns are the number of
+    parameters, the multiply-adds for one image, the steps until one batch is memorized
+    (`steps_to_memorize`), and the accuracy on held-out images after training.
 
     Args:
-        stages: a name and a function that builds the model, for each row.
-        epochs: passes over the training images.
+        stages: the name of each model, and a function that builds it.
+        epochs: passes over the training images. At most 30 steps for each of them are
+            spent on memorizing one batch.
 
     Returns:
         The held-out accuracy (0 to 1) of each stage.
     """
-    device, loss_fn, most_steps = get_device(), nn.CrossEntropyLoss(), 30 * epochs
+    device, most_steps = get_device(), 30 * epochs
     train_loader, held_out_loader = small_dataloaders(seed)
-    one_batch = [next(iter(train_loader))]
-
-    def fresh(build):
-        set_seeds(seed)
-        model = build().to(device)
-        return model, torch.optim.AdamW(model.parameters(), lr=1e-3)
-
+    batch = next(iter(train_loader))
     rows, accuracies = [], {}
     for name, build in stages.items():
-        model, optimizer = fresh(build)
-        multiply_adds = count_multiply_adds(model, one_batch[0][0][:1].to(device))
-        steps = f"> {most_steps}"
-        for steps_so_far in range(most_steps + 1):  # the loss is that before the step
-            loss, _ = engine.train_step(model, one_batch, loss_fn, optimizer, device)
-            if loss < 0.05:
-                steps = steps_so_far
-                break
-        model, optimizer = fresh(build)
-        loaders = (train_loader, held_out_loader)
-        results = engine.train(model, *loaders, optimizer, loss_fn, epochs, device, progress=False)
+        set_seeds(seed)
+        model = build().to(device)
+        multiply_adds = count_multiply_adds(model, batch[0][:1].to(device))
+        steps = steps_to_memorize(model, batch, most_steps)
+        set_seeds(seed)
+        model = build().to(device)
+        results = engine.train(
+            model,
+            train_loader,
+            held_out_loader,
+            torch.optim.AdamW(model.parameters(), lr=LR),
+            nn.CrossEntropyLoss(),
+            epochs,
+            device,
+            progress=False,
+        )
         accuracies[name] = results["test_acc"][-1]
         rows.append(
             [
                 name,
                 f"{count_parameters(model):,}",
                 f"{multiply_adds / 1e6:.2f} M",
-                steps,
+                f"> {most_steps}" if steps is None else steps,
                 f"{accuracies[name]:.2f}",
             ]
         )
     print_table(
-        ["model", "parameters", "multiply-adds", "steps to 0.05", "held-out accuracy"], rows
+        ["model", "parameters", "multiply-adds", f"steps to {MEMORIZED}", "held-out accuracy"], rows
     )
-    held_out = len(held_out_loader.dataset)
-    standard_error = 0.5 / held_out**0.5  # binomial, at an accuracy of one half
+    count = len(held_out_loader.dataset)  # type: ignore[arg-type]
+    standard_error = 0.5 / count**0.5  # binomial, at an accuracy of one half
     print(
-        f"{epochs * len(train_loader)} steps each; {held_out} held-out images, so one "
+        f"{epochs * len(train_loader)} steps each; {count} held-out images, so one "
         f"standard error of an accuracy is {standard_error:.2f}"
     )
     return accuracies
+
+
+def steps_to_memorize(
+    model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor], most_steps: int
+) -> int | None:
+    """Steps on one batch until its loss is below `MEMORIZED`; `None` after `most_steps`."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
+    for step in range(most_steps + 1):  # a step returns the loss before it
+        loss, _ = engine.train_step(model, [batch], nn.CrossEntropyLoss(), optimizer, get_device())
+        if loss < MEMORIZED:
+            return step
+    return None

@@ -1,9 +1,12 @@
 """What each part of a training recipe adds, for notebook 11.
 
 python -m going_modular.experiments.recipe_parts
+
+Each run becomes one line of `results/parts.jsonl`, and a run that is stored there is not
+done again. So a sweep that was stopped goes on where it was.
 """
 
-import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -12,15 +15,16 @@ from torch.utils.data import TensorDataset
 
 from going_modular import data_setup
 from going_modular.drawings.synthetic_food import make_food_dataset
-from going_modular.experiments.sweeps import fingerprint, sweep
+from going_modular.experiments.command_line import errors_in_one_line, sweep_parser
+from going_modular.experiments.sweeps import check_results_are_writable, fingerprint, sweep
 from going_modular.images.transforms import evaluation_transform
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.training.fit import augment, fit, load_resized
 from going_modular.training.recipes import RECIPES, initialize
 from going_modular.utils import data_dir, get_device, set_seeds
+from going_modular.vit.config import check_choice
 
-# What each part of a recipe gives, one after the other. The model is that of notebook
-# 08 at size "cpu", the length always the same.
+# The model of notebook 08 at size "cpu"
 PARTS_MODEL = ViTConfig(
     image_size=64,
     patch_size=8,
@@ -30,35 +34,44 @@ PARTS_MODEL = ViTConfig(
     mlp_dim=512,
     num_classes=3,
 )
-PARTS_EPOCHS = 30
-PARTS = {"chapter's recipe": replace(RECIPES["chapter"], epochs=PARTS_EPOCHS)}
-for _name, _changes in {
-    "+ start values": {"start": "paper"},
+PARTS_EPOCHS = 30  # of every recipe
+# Each recipe is the one before it with one part more
+_ADDED: dict[str, dict] = {
+    "+ start values": {"init": "paper"},
     "+ AdamW": {"optimizer": "adamw", "decay_everything": False},
     "+ warm-up": {"warmup_steps": 40},
     "+ clipping": {"clip_norm": 1.0},
     "+ cosine decay": {"schedule": "cosine"},
     "+ learning rate 0.001": {"lr": 1e-3},
     "+ augmentation": {"crop_scale": 0.25, "flip": True, "color_jitter": 0.2},
-}.items():
+}
+PARTS = {"chapter's recipe": replace(RECIPES["chapter"], epochs=PARTS_EPOCHS)}
+for _name, _changes in _ADDED.items():
     PARTS[_name] = replace(list(PARTS.values())[-1], **_changes)
 
 
 def run_part(part: str, seed: int, epochs: int | None = None, **options) -> dict:
-    """Train by one row of `PARTS` on the drawings; what notebook 11 draws of it.
+    """Train by one of `PARTS` on the drawings; return what notebook 11 draws of it.
 
-    It learns from the 225 training images and is measured on 300 others, drawn from
-    another seed; the series' test images have no part in it.
+    The ViT learns from the 225 training images and is evaluated on 300 others, which are
+    drawn from another seed. The series' test images have no part in it.
 
     Args:
-        epochs: fewer than the recipe's, for a quick look.
+        epochs: fewer than the recipe's, for a quick look; without a warm-up.
         options: of `engine.train`.
+
+    Returns:
+        The results of `engine.train` by epoch, and the gradient's norm by step.
+
+    Raises:
+        ValueError: if there is no such part.
     """
+    check_choice("part", part, list(PARTS))
     recipe = PARTS[part]
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs, warmup_steps=0)
     set_seeds(seed)
-    vit = initialize(recipe.start, ViT(replace(PARTS_MODEL, dropout=recipe.dropout)))
+    vit = initialize(recipe.init, ViT(replace(PARTS_MODEL, dropout=recipe.dropout)))
     size, norms = vit.config.image_size, []
     drawn = data_setup.get_drawn_images()
     _, results = fit(
@@ -80,7 +93,7 @@ def run_part(part: str, seed: int, epochs: int | None = None, **options) -> dict
 
 @cache
 def held_out_drawings(size: int) -> TensorDataset:
-    """300 drawings of another seed, as a model of this image size is evaluated."""
+    """300 drawings of another seed, in the transform for evaluation at this size."""
     folder = make_food_dataset(data_dir() / "more_synthetic_food", seed=7)
     transform = evaluation_transform(size)
     parts = [
@@ -90,17 +103,21 @@ def held_out_drawings(size: int) -> TensorDataset:
     return TensorDataset(*map(torch.cat, zip(*(p.tensors for p in parts), strict=True)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3, help="0, 1, ... (default: 3)")
-    parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
-    options = parser.parse_args()
+def settings_of(part: str) -> str:
+    """A fingerprint of the settings of one of `PARTS`."""
+    return fingerprint(PARTS_MODEL, PARTS[part])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = sweep_parser("What each part of a training recipe adds").parse_args(arguments)
     points = [
-        {"part": part, "seed": seed, "settings": fingerprint(PARTS_MODEL, recipe)}
+        {"part": part, "seed": seed, "settings": settings_of(part)}
         for seed in range(options.seeds)
-        for part, recipe in PARTS.items()
+        for part in PARTS
     ]
-    sweep("parts", points, run_part, options.jobs)
+    with errors_in_one_line():
+        check_results_are_writable()
+        sweep("parts", points, run_part, options.jobs)
 
 
 if __name__ == "__main__":

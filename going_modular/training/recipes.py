@@ -26,7 +26,7 @@ from going_modular.model_builder import ViT, ViTConfig
 from going_modular.vit.config import check_choice, check_size
 
 CHOICES = {
-    "start": ("paper", "chapter"),
+    "init": ("paper", "chapter"),
     "optimizer": ("adamw", "adam", "sgd"),
     "schedule": ("constant", "linear", "cosine"),
 }
@@ -62,7 +62,7 @@ class Recipe:
     steps: int = setting(0, "length in steps, rounded up to whole epochs")
     batch_size: int = setting(32, "images in a step, on all processes together")
     lr: float = setting(1e-3, "the largest learning rate")
-    start: str = setting("paper", "values that weights start from")
+    init: str = setting("paper", "how weights are initialized")
     optimizer: str = setting("adamw", '"adam" puts the decay into the gradient (L2)')
     weight_decay: float = setting(0.0, "of the layers' matrices")
     decay_everything: bool = setting(False, "decay biases, norms and positions too")
@@ -188,7 +188,7 @@ RECIPES = {
         epochs=10,
         batch_size=32,
         lr=3e-3,
-        start="chapter",
+        init="chapter",
         optimizer="adam",
         weight_decay=0.3,
         decay_everything=True,
@@ -204,14 +204,14 @@ RECIPES = {
 # What a recipe is made of
 
 
-def initialize(start: str, vit: ViT) -> ViT:
-    """Give a ViT the start values that a recipe asks for, and return it.
+def initialize(init: str, vit: ViT) -> ViT:
+    """Initialize a ViT's weights as a recipe asks for, and return it.
 
     "paper" leaves them as `ViT` has them. "chapter" is what the chapter's code does:
     PyTorch's defaults for each layer, `nn.MultiheadAttention` among them, and N(0, 1)
     for class token and positions.
     """
-    if start == "chapter":
+    if init == "chapter":
         for module in vit.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()

@@ -1,0 +1,43 @@
+"""What the commands of this folder share: their options, and errors in one line."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Errors that tell the user what to do. Any other error is a bug and keeps its traceback.
+USER_ERRORS = (OSError, ValueError, ImportError, MemoryError, FloatingPointError)
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """End the program with the message of an error, without a traceback.
+
+    Raises:
+        SystemExit: with the message of the error.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit("stopped: the same command goes on from here")
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+
+
+def positive(text: str) -> int:
+    """A command's argument as a whole number of at least 1.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is anything else.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+    return int(text)
+
+
+def sweep_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the options that every sweep has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--seeds", type=positive, default=3, help="0, 1, ... (default: 3)")
+    parser.add_argument("--jobs", type=positive, default=1, help="processes side by side")
+    return parser
