@@ -108,7 +108,7 @@ def test_badges_become_words_and_drawings_follow_the_page():
   <img src="a_light.svg" alt="A drawing.">
 </picture>"""
     source = [f"{badge}\n\n{drawing}\n"]
-    of_book["as_the_book_has_it"](None, "", source)
+    of_book["adapt_to_the_book"](None, "", source)
     place = "https://colab.research.google.com/github/somebody/a-fork/blob/v1.0/"
     assert source[0].startswith(f"[Open this notebook in Colab]({place}notebooks/02.ipynb)")
     for scheme in ("light", "dark"):
