@@ -14,6 +14,7 @@ from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 from matplotlib.text import Text
 
 from going_modular.model_builder import TransformerEncoderBlock, ViT, ViTConfig
+from going_modular.publishing.hosted import require_checkout
 from going_modular.utils import project_path
 
 FOLDER = "docs/diagrams"
@@ -341,6 +342,7 @@ def words_of(figure: plt.Figure) -> str:
 
 def main() -> None:
     """Write each as a vector drawing, for light and for dark pages."""
+    require_checkout()
     folder = project_path(FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     for name, theme in THEMES.items():
