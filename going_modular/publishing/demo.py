@@ -11,7 +11,6 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import gradio as gr
 import numpy as np
@@ -23,32 +22,21 @@ from torch import nn
 
 from going_modular import data_setup, engine
 from going_modular.drawings.synthetic_food import draw
-from going_modular.images import reading, transforms
+from going_modular.images import reading
 from going_modular.images.transforms import denormalize, evaluation_transform
-from going_modular.model_builder import ViT
 from going_modular.predictions import predict_image
 from going_modular.training.fit import fit
 from going_modular.training.recipes import HEAD
 from going_modular.utils import get_device, set_seeds
 from going_modular.vit.backbones import load_pretrained_backbone, vit_of
-from going_modular.vit.files import read_vit
+from going_modular.vit.files import Classifier, read_classifier
 from going_modular.vit.inspect import attention_maps, attention_rollout, class_attention
-from going_modular.vit.plots import stretched
+from going_modular.vit.plots import upsample
 from going_modular.vit.positions import Grid
 
 DEVICE = get_device()
 SMALLEST, LONGEST = 32, 10  # pixels of the shorter side; the longer one by the shorter
-SHARP = 560  # pixels of a square that is drawn, at least
-
-
-class Classifier(NamedTuple):
-    """A model, with all that the page needs to use it and to say what it is."""
-
-    model: nn.Module
-    vit: ViT  # the part of the model that has attention
-    transform: transforms.Transform
-    class_names: list[str]
-    description: str
+SHARP = 560  # pixels of the longer side of a picture that is drawn, at least
 
 
 def fit_classifier() -> Classifier:
@@ -75,20 +63,6 @@ def fit_classifier() -> Classifier:
     )
     model = nn.Sequential(backbone, head).eval()
     return Classifier(model, vit_of(backbone), transform, class_names, description)
-
-
-def read_classifier(path: str | Path) -> Classifier:
-    """A classifier that `python -m going_modular.train` wrote.
-
-    Raises:
-        FileNotFoundError, ValueError: if it cannot be read, or has no class names.
-    """
-    vit, notes = read_vit(path)
-    if "class_names" not in notes:
-        raise ValueError(f"{Path(path).name} does not name its classes")
-    transform = evaluation_transform(vit.config.image_size)
-    description = f"the ViT of {Path(path).name}. Its accuracy was not measured here"
-    return Classifier(vit, vit, transform, notes["class_names"], description)
 
 
 def read_picture(picture: str | Path | Image.Image) -> Image.Image:
@@ -132,7 +106,7 @@ def overlay(seen: np.ndarray, attention: torch.Tensor) -> np.ndarray:
 
     Figure 6 of the paper, but what is not lit can still be made out.
     """
-    light = stretched(attention[None], seen.shape[:2])[0][:, :, None]
+    light = upsample(attention[None], seen.shape[:2])[0][:, :, None]
     light = light / light.max()
     grey = 0.4 * seen.mean(axis=2, keepdims=True)
     return (255 * (light * seen + (1 - light) * grey)).round().astype(np.uint8)
@@ -140,7 +114,7 @@ def overlay(seen: np.ndarray, attention: torch.Tensor) -> np.ndarray:
 
 def patches_apart(seen: np.ndarray, grid: Grid) -> np.ndarray:
     """Colours (H, W, 3) cut into patches, enlarged, with clear gaps; uint8 RGBA."""
-    (rows, columns), scale = grid, -(-SHARP // len(seen))
+    (rows, columns), scale = grid, -(-SHARP // max(seen.shape[:2]))
     pixels = np.dstack([seen, np.ones(seen.shape[:2])])  # opaque
     pixels = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
     patches = pixels.reshape(rows, len(pixels) // rows, columns, -1, 4)
@@ -160,8 +134,8 @@ colours; one that it takes nothing from is dark and grey. **Attention is not an
 explanation:** it says where a token took something from, not what the answer depended
 on. In notebook 12, covering what the rollout lights costs our backbone no more than
 covering the middle."""
-PATCHES = """**How to read it:** this is all that the model gets: the middle square of
-the picture in {0} × {0} pixels, cut into {1} × {2} patches. Each becomes one token."""
+PATCHES = """**How to read it:** this is all that the model gets: the middle of the
+picture in {} × {} pixels, cut into {} × {} patches. Each becomes one token."""
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: auto !important; }
 .gallery { max-width: 300px; }
@@ -173,6 +147,8 @@ def build_page(classifier: Classifier) -> gr.Blocks:
     model, vit, transform, class_names, description = classifier
     colors = {"mean": transform.mean, "std": transform.std}
     config, grid = vit.config, vit.config.grid
+    H, W = config.image_hw
+    sharp_size = (SHARP * H // max(H, W), SHARP * W // max(H, W))
 
     def show(picture, layer, head):
         hidden = {verdict: gr.Column(visible=False), pictures: gr.Row(visible=False)}
@@ -185,8 +161,8 @@ def build_page(classifier: Classifier) -> gr.Blocks:
         prediction = predict_image(model, picture, class_names, transform, DEVICE)
         image = transform(picture)[None].to(DEVICE)  # (1, 3, H, W)
         maps = attention_maps(vit, image)[0].cpu()
-        # The same square with more pixels than the model gets
-        square = denormalize(evaluation_transform(SHARP, **colors)(picture), **colors)
+        # The same part of the picture with more pixels than the model gets
+        view = denormalize(evaluation_transform(sharp_size, **colors)(picture), **colors)
         picture.thumbnail((640, 640))  # browsers cannot show every kind of file
         return {
             photo: picture,
@@ -194,14 +170,14 @@ def build_page(classifier: Classifier) -> gr.Blocks:
             verdict: gr.Column(visible=True),
             probabilities: prediction.probabilities,
             pictures: gr.Row(visible=True),
-            looked: (square, maps),
-            attention: overlay(square, attention_of(maps, grid, layer, head)),
+            looked: (view, maps),
+            attention: overlay(view, attention_of(maps, grid, layer, head)),
             patches: patches_apart(denormalize(image[0], **colors), grid),
         }
 
     def light(looked, layer, head):
-        square, maps = looked
-        lit = overlay(square, attention_of(maps, grid, layer, head))
+        view, maps = looked
+        lit = overlay(view, attention_of(maps, grid, layer, head))
         return lit, gr.Dropdown(value=head if layer else 0, interactive=layer > 0)
 
     def choice(name, everything, count):
@@ -269,7 +245,7 @@ def build_page(classifier: Classifier) -> gr.Blocks:
                 gr.Markdown(ATTENTION.format(token))
             with gr.Column():
                 patches = shown("patches")
-                gr.Markdown(PATCHES.format(config.image_size, *grid))
+                gr.Markdown(PATCHES.format(H, W, *grid))
         chosen = [layer, head]
         answers = [photo, message, verdict, probabilities, pictures, looked, attention, patches]
         gr.on([photo.upload, photo.clear], show, [photo, *chosen], answers)

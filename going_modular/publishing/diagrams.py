@@ -260,7 +260,7 @@ EQUATIONS = (
         r"$\mathbf{z}_0 = [\mathbf{x}_\mathrm{class};\, \mathbf{x}_p^1\mathbf{E};\, "
         r"\cdots;\, \mathbf{x}_p^N\mathbf{E}] + \mathbf{E}_{pos}$",
         ViT.embed,
-        ("patches =", "class_token =", "z =", "return"),
+        ("z = self.patch", "class_token =", "z = torch.cat", "return"),
     ),
     (
         "two",
