@@ -178,6 +178,8 @@ def test_the_stored_drawings_are_up_to_date(theme):
         svg = path.read_text(encoding="utf-8")
         described = re.search("<dc:description>(.*?)</dc:description>", svg, re.S)[1]
         assert described.replace("&amp;", "&") == diagrams.words_of(figure)
+        ids = re.findall('id="([^"]+__[^"]+)"', svg)
+        assert {tuple(each.split("__")) for each in ids} == arrows_of(figure).keys()
         assert len(svg) < 200_000 and "<image" not in svg
         assert not re.search("(href|src)=.(https?:|//)", svg)
 

@@ -243,7 +243,13 @@ def draw_block(config: ViTConfig, theme: Theme = LIGHT) -> Figure:
     kernel = "F.scaled_dot_product_attention"
     steps = [
         Step("attention_norm", "LayerNorm", norm, "attention_norm", tokens),
-        Step("attention.qkv", "queries, keys, values", attention, "attention.qkv", shape("B", T, 3 * D)),
+        Step(
+            "attention.qkv",
+            "queries, keys, values",
+            attention,
+            "attention.qkv",
+            shape("B", T, 3 * D),
+        ),
         Step("split", f"in {h} heads", attention, "unflatten, permute", f"q, k, v: {heads}"),
         Step("softmax", f"q kᵀ / √{D // h}, softmax", attention, kernel, shape("B", h, T, T)),
         Step("sum", "weighted sum of v", attention, "(in the same call)", heads),
