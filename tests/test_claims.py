@@ -8,15 +8,16 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from going_modular.experiments import claims, folds, sweeps
-from going_modular.experiments.claims import AMOUNTS, LR, MODELS, POINTS, ridge_probe
+from going_modular.experiments import claims, sweeps
+from going_modular.experiments.claims import AMOUNTS, LR, MODELS, ridge_probe
 from going_modular.publishing import notebooks
+from going_modular.utils import append_line
 
 
 @pytest.fixture
 def few_drawings(tmp_path, monkeypatch):
     """Blocks of 6 instead of 600, of which two are for training."""
-    monkeypatch.setattr(claims, "FOLDER", tmp_path)
+    monkeypatch.setenv("FOODVISION_DATA", str(tmp_path))
     monkeypatch.setattr(claims, "BLOCK", 6)
     monkeypatch.setattr(claims, "AMOUNTS", (3, 6, 12))
     monkeypatch.setattr(claims, "HELD_OUT", 2)
@@ -28,16 +29,10 @@ def few_drawings(tmp_path, monkeypatch):
         function.cache_clear()
 
 
-def test_the_stored_results_are_all_there_once_and_of_these_settings():
-    points = claims.points_of(list(POINTS), seeds=3)
-    assert len(points) == 72
-    lines = sweeps.read_results("claims")
-    stored = [{name: line[name] for name in points[0]} for line in lines]
-    assert sorted(stored, key=str) == sorted(points, key=str)
-    assert all(0 < line["right"] < claims.BLOCK for line in lines)
+def test_accuracies_are_shares_of_600_in_the_order_of_the_seeds():
     accuracies = claims.accuracies()
     assert {len(of_seeds) for of_seeds in accuracies.values()} == {3}
-    line = next(line for line in lines if line["seed"] == 2)
+    line = next(line for line in sweeps.read_results("claims") if line["seed"] == 2)
     point = line["model"], line["images"], line["lr"]
     assert accuracies[point][2] == line["right"] / 600
 
@@ -46,7 +41,7 @@ def test_lines_of_other_settings_do_not_count(tmp_path, monkeypatch):
     monkeypatch.setattr(sweeps, "RESULTS", tmp_path)
     line = claims.points_of(["data"], seeds=1)[0] | {"right": 300}
     for each in (line, line | {"settings": "others"}, line | {"model": "VGG"}):
-        folds.append_line(tmp_path / "claims.jsonl", each)
+        append_line(tmp_path / "claims.jsonl", each)
     assert claims.accuracies() == {("ViT", 150, LR): [0.5]}
 
 
@@ -161,18 +156,48 @@ def test_notebook_13_says_what_the_results_say():
     for name in ("ViT", "mean of patches"):
         rates = {lr: accuracy(name, lr=lr) for lr in (3e-4, 1e-3, 3e-3)}
         assert max(rates, key=rates.get) == 1e-3
+    steps = claims.STEPS * claims.RECIPE.batch_size
+    assert steps // AMOUNTS[0] == 213 and steps // AMOUNTS[-1] == 3
+
+
+def compared_points():
+    """The pairs of points that notebook 13 compares, in its order."""
+    usual = claims.USUAL
+    pairs = [(("larger ViT", n, LR), ("ViT", n, LR)) for n in AMOUNTS]
+    pairs += [(("CNN", n, LR), ("larger ViT", n, LR)) for n in AMOUNTS]
+    pairs += [
+        ((one, usual, LR), (other, usual, LR))
+        for one, other in [
+            ("ViT", "no positions"),
+            ("2-D positions", "no positions"),
+            ("sines and cosines", "no positions"),
+            ("deeper", "ViT"),
+            ("wider", "ViT"),
+            ("smaller patches", "ViT"),
+            ("hybrid", "ViT"),
+            ("CNN", "hybrid"),
+        ]
+    ]
+    rates = (3e-4, LR, 3e-3)
+    return pairs + [(("mean of patches", usual, lr), ("ViT", usual, lr)) for lr in rates]
+
+
+def test_notebook_13_shows_the_differences_of_the_results_and_names_the_effects():
+    """Lines "...: +0.123 ± 0.012", with an addition where no effect is seen."""
     (path,) = notebooks.NOTEBOOKS[13:]
     shown = [
         output.get("text", "")
         for cell in nbformat.read(path, as_version=4).cells
         for output in cell.get("outputs", [])
     ]
-    lines = re.findall(r"^(.+): [+-]0\.\d+ ± 0\.\d+(.*)$", "".join(shown), re.M)
-    assert len(lines) == 19
-    assert [name for name, no_effect in lines if not no_effect] == [
-        *(f"{amount:,} images, CNN against larger ViT" for amount in AMOUNTS),
-        "sines and cosines against none",
-        "CNN against hybrid",
-    ]
-    steps = claims.STEPS * claims.RECIPE.batch_size
-    assert steps // AMOUNTS[0] == 213 and steps // AMOUNTS[-1] == 3
+    lines = re.findall(r"^.+: ([+-]0\.\d+) ± (0\.\d+)(.*)$", "".join(shown), re.M)
+    by_point = claims.accuracies()
+    effects = 0
+    for (gain, error, no_effect), points in zip(lines, compared_points(), strict=True):
+        one, other = (by_point[point] for point in points)
+        expected_error = ((stdev(one) ** 2 + stdev(other) ** 2) / 3) ** 0.5
+        expected_gain = mean(one) - mean(other)
+        assert (gain, error) == (f"{expected_gain:+.3f}", f"{expected_error:.3f}"), points
+        assert bool(no_effect) == (abs(expected_gain) < 3 * expected_error), points
+        effects += not no_effect
+    assert (len(lines), effects) == (19, 6)

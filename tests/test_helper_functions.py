@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 import helper_functions
-from going_modular import data_setup, utils
-from going_modular.experiments.growth import SMALL, SmallClassifier
+from going_modular import utils
+from going_modular.experiments.growth import SmallClassifier
 from going_modular.images import downloads
-from going_modular.utils import CHECKOUT, count_parameters, give_random_values
+from going_modular.utils import CHECKOUT, give_random_values
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def keep_figures_open(monkeypatch):
     plt.close("all")
 
 
-def test_the_package_never_imports_the_front():
+def test_the_package_never_imports_the_helpers_of_notebooks():
     for path in (CHECKOUT / "going_modular").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in getattr(node, "names", [])]
@@ -28,6 +28,8 @@ def test_the_package_never_imports_the_front():
 
 def test_what_the_package_has_is_only_passed_on():
     assert helper_functions.set_seeds is utils.set_seeds
+    assert helper_functions.print_table is utils.print_table
+    assert helper_functions.give_random_values is utils.give_random_values
     assert helper_functions.download_data is downloads.download_data
 
 
@@ -41,45 +43,6 @@ def test_random_values_reach_every_parameter():
     first, again = model.head.weight.clone(), give_random_values(model).head.weight
     assert torch.equal(first, again)
     assert not torch.equal(first, give_random_values(model, seed=1).head.weight)
-
-
-def test_small_classifier_reads_mean_or_class_token():
-    images = torch.randn(2, 3, SMALL.image_size, SMALL.image_size)
-    for readout in ("mean", "class_token"):
-        model = give_random_values(SmallClassifier(readout=readout))
-        patches = model.patch_embedding(images)
-        z = torch.cat([model.class_token.expand(2, -1, -1), patches], dim=1)
-        z = z + model.pos_embedding
-        seen = z.mean(dim=1) if readout == "mean" else model.norm(z)[:, 0]
-        torch.testing.assert_close(model(images), model.head(seen))
-
-
-def test_growth_table_reports_what_was_measured(food_folder, monkeypatch, capsys):
-    food = data_setup.FoodImages(food_folder / "train", food_folder / "test", None, "")
-    monkeypatch.setattr(helper_functions, "get_food_images", lambda: food)
-    stages = {"embeddings": SmallClassifier}
-    accuracies = helper_functions.measure_growth(stages, epochs=1)
-    table = capsys.readouterr().out
-    row = next(line for line in table.splitlines() if line.startswith("embeddings"))
-    assert f"{count_parameters(SmallClassifier()):,}" in row
-    N, P2C, D = 64, 192, 64
-    assert f"{(N * P2C * D + D * 3) / 1e6:.2f} M" in row
-    assert row.endswith(f"{accuracies['embeddings']:.2f}")
-    helper_functions.measure_growth(stages, epochs=1)
-    assert capsys.readouterr().out == table
-
-
-def test_growth_table_measures_every_row_alike(food_folder, monkeypatch, capsys):
-    food = data_setup.FoodImages(food_folder / "train", food_folder / "test", None, "")
-    monkeypatch.setattr(helper_functions, "get_food_images", lambda: food)
-    names = ("first", "third", "fifth")
-    helper_functions.measure_growth(
-        dict.fromkeys(names, helper_functions.LinearOnPatches), epochs=2
-    )
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    steps = {row[-2] for row in rows if row and row[0] in names}
-    assert len(steps) == 1 and 1 <= int(steps.pop()) <= 60
-    assert len({tuple(row[1:]) for row in rows if row and row[0] in names}) == 1
 
 
 def test_loss_curves_show_both_figures_of_both_sets():

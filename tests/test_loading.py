@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import VisionTransformer
 
 from going_modular import data_setup, engine, utils
-from going_modular.experiments.transfer import images_of, official, probe
+from going_modular.experiments.cross_validation import published_split, read_images
+from going_modular.experiments.transfer import probe
 from going_modular.images import downloads, transforms
 from going_modular.images.reading import load_image
 from going_modular.model_builder import ViT, create_vit
@@ -557,11 +558,12 @@ def test_a_really_pretrained_checkpoint_tells_the_photos_apart(tmp_path, monkeyp
     zip_file = SHARED / "data/pizza_steak_sushi.zip"
     folder = downloads.download_data(zip_file, tmp_path / "photos")
     photos = data_setup.FoodImages(folder / "train", folder / "test", None, "photos")
-    images, labels, train = images_of(photos, transform)
-    assert len(labels) - train == 75
+    everything = read_images(photos, transform)
+    images, labels, train_count = everything
+    assert len(labels) - train_count == 75
     batches = DataLoader(TensorDataset(images, labels), 50)
     features = engine.extract_features(backbone, batches, "cpu").tensors[0].numpy()
-    assert probe(features, labels, official(labels, train), C=0.01) >= 0.85
+    assert probe(features, labels, published_split(everything), C=0.01) >= 0.85
 
 
 @pytest.mark.skipif(

@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from going_modular import data_setup, engine
 from going_modular.drawings.pantry import PANTRY
-from going_modular.experiments.transfer import fit_probe, folds, images_of, linear_layer, probe
+from going_modular.experiments.cross_validation import five_folds, read_images
+from going_modular.experiments.transfer import fit_probe, linear_layer, probe
 from going_modular.images.downloads import DownloadError
 from going_modular.vit import backbones
 from going_modular.vit.backbones import DRAWN_DISHES, load_pretrained_backbone
@@ -143,9 +144,9 @@ def test_a_probe_is_one_linear_layer():
 def test_a_linear_probe_on_its_features_reaches_what_the_card_says():
     """On the drawn images: 5 folds over all 300, for the shuffle with seed 0."""
     backbone, transform, _ = load_pretrained_backbone("drawn_dishes")
-    images, labels, _ = images_of(data_setup.get_drawn_images(), transform)
+    images, labels, _ = read_images(data_setup.get_drawn_images(), transform)
     batches = DataLoader(TensorDataset(images, labels), 50)
     features = engine.extract_features(backbone, batches, "cpu").tensors[0].numpy()
-    score = probe(features, labels, folds(labels, 0))
+    score = probe(features, labels, five_folds(labels, 0))
     documented = re.search(r"linear probe on the drawings, seed 0: (0\.\d+)", CARD)
     assert abs(score - float(documented[1])) < 0.015

@@ -28,13 +28,13 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from going_modular.drawings.synthetic_food import draw, drawn_once
 from going_modular.experiments.command_line import errors_in_one_line, sweep_parser
-from going_modular.experiments.pretrain import NORMALIZE
 from going_modular.experiments.sweeps import (
     check_results_are_writable,
     fingerprint,
     read_results,
     sweep,
 )
+from going_modular.images.transforms import to_normalized
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.training.fit import augment, fit
 from going_modular.training.recipes import Recipe
@@ -152,7 +152,7 @@ def training_images(amount: int, seed: int) -> TensorDataset:
 def held_out_images() -> TensorDataset:
     """The 600 drawings that no model learns from, in the transform for evaluation."""
     labels = torch.arange(BLOCK) % len(DISHES)
-    return TensorDataset(NORMALIZE(drawings(HELD_OUT)), labels)
+    return TensorDataset(to_normalized()(drawings(HELD_OUT)), labels)
 
 
 def run_point(model: str, images: int, lr: float, seed: int, steps: int = STEPS) -> dict:

@@ -13,8 +13,9 @@ import torch
 
 from going_modular import data_setup
 from going_modular.data_setup import FoodImages
-from going_modular.images.transforms import Transform
-from going_modular.vit.backbones import TokenStatistics, load_pretrained_backbone
+from going_modular.images.transforms import Normalization, Transform
+from going_modular.vit.backbones import DRAWN_DISHES, TokenStatistics, load_pretrained_backbone
+from going_modular.vit.weights import normalization_of
 
 
 class Images(NamedTuple):
@@ -82,11 +83,11 @@ def accuracy_over(
     return right / total
 
 
-def our_backbone() -> tuple[TokenStatistics, Transform]:
-    """Our pretrained ViT without its head, and the transform that its images need."""
+def our_backbone() -> tuple[TokenStatistics, Transform, Normalization]:
+    """Our pretrained ViT without its head, the transform of its images, and their colors."""
     backbone, transform, _ = load_pretrained_backbone("drawn_dishes")
     assert isinstance(backbone, TokenStatistics)
-    return backbone, transform
+    return backbone, transform, normalization_of(DRAWN_DISHES)
 
 
 def require_sklearn() -> None:

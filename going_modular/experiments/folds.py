@@ -32,7 +32,7 @@ from going_modular.experiments.sweeps import (
 )
 from going_modular.images.transforms import Transform, evaluation_transform
 from going_modular.model_builder import ViT
-from going_modular.training.fit import augment, fit, shrinking
+from going_modular.training.fit import augment, fit, resize_for_crops
 from going_modular.training.recipes import HEAD, MINI, RECIPES, TABLE_4, Recipe, initialize
 from going_modular.utils import get_device, set_seeds
 from going_modular.vit.weights import load_weights
@@ -64,13 +64,13 @@ def read_food(raw: Transform, evaluated: Transform) -> Food:
 def food_for_mini() -> Food:
     """All images at the size of `MINI`."""
     size = MINI.image_size
-    return read_food(shrinking(size), evaluation_transform(size))
+    return read_food(resize_for_crops(size), evaluation_transform(size))
 
 
 @cache
 def food_for_backbone() -> Food:
     """All images at the size of our backbone, as squares from the middle."""
-    backbone, transform = our_backbone()
+    backbone, transform, _ = our_backbone()
     length = backbone.vit.config.image_hw[0] * 3 // 2
     square = [v2.Resize(length), v2.CenterCrop(length), v2.PILToTensor()]
     return read_food(v2.Compose(square), transform)
@@ -155,7 +155,7 @@ def head_on_backbone(
     food: Food, train: list[int], held_out: list[int], seed: int, recipe: Recipe
 ) -> dict[str, list]:
     """A linear head on our frozen backbone, as in notebook 09."""
-    backbone, _ = our_backbone()
+    backbone, _, _ = our_backbone()
     train_features, test_features = (
         engine.extract_features(
             backbone,
@@ -180,17 +180,16 @@ def whole_backbone(
     food: Food, train: list[int], held_out: list[int], seed: int, recipe: Recipe
 ) -> dict[str, list]:
     """All weights of our backbone, and of a head that starts at zero (Section 3.2)."""
-    backbone, transform = our_backbone()
+    backbone, _, normalization = our_backbone()
     head = nn.Linear(backbone.embedding_dim, 3)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     images = augment(
         TensorDataset(food.raw[train], food.labels[train]),
         recipe,
-        backbone.vit.config.image_hw[0],
+        backbone.vit.config.image_size,
         seed,
-        mean=transform.mean,
-        std=transform.std,
+        normalization,
     )
     return fit(
         nn.Sequential(backbone, head),

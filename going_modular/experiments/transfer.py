@@ -39,7 +39,7 @@ from going_modular.experiments.cross_validation import (
     require_sklearn,
 )
 from going_modular.experiments.recipe_parts import PARTS_MODEL
-from going_modular.images.transforms import Transform
+from going_modular.images.transforms import Transform, to_normalized
 from going_modular.model_builder import ViT
 from going_modular.training.fit import fit
 from going_modular.training.recipes import RECIPES, initialize
@@ -58,7 +58,7 @@ FINETUNE_EPOCHS = 10
 
 def extract_features(images: Images) -> np.ndarray:
     """The features (M, D) of our frozen backbone, of images in its own transform."""
-    backbone, _ = our_backbone()
+    backbone, _, _ = our_backbone()
     batches = DataLoader(TensorDataset(images.images, images.labels), 50)
     return engine.extract_features(backbone, batches, get_device()).tensors[0].numpy()
 
@@ -123,14 +123,10 @@ def finetune(
 
     def predict(train: list[int], held_out: list[int]) -> np.ndarray:
         set_seeds(seed)
-        backbone, transform = our_backbone()
-        size = backbone.vit.config.image_hw[0]
-        normalize = v2.Compose(
-            [v2.ToDtype(torch.float32, scale=True), v2.Normalize(transform.mean, transform.std)]
-        )
-        evaluated = TensorDataset(
-            v2.Compose([v2.CenterCrop(size), normalize])(images.images), images.labels
-        )
+        backbone, _, normalization = our_backbone()
+        size, normalize = backbone.vit.config.image_hw, to_normalized(*normalization)
+        middle = v2.Compose([v2.CenterCrop(size), normalize])
+        evaluated = TensorDataset(middle(images.images), images.labels)
         features, _ = engine.predict(backbone, DataLoader(Subset(evaluated, train), 50), device)
         head = linear_layer(fit_probe(features.numpy(), images.labels[train]))
         model = nn.Sequential(backbone, head).to(device)
@@ -256,7 +252,7 @@ def print_scratch(food: FoodImages) -> None:
 
 def read_in_backbones_transform(food: FoodImages) -> Images:
     """All images as our backbone expects them."""
-    _, transform = our_backbone()
+    _, transform, _ = our_backbone()
     return read_images(food, transform)
 
 
