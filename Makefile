@@ -1,4 +1,4 @@
-# `make run` and `make test` do all of their own set-up, in .venv.
+# Each command sets up what it needs, in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -7,8 +7,7 @@ BIN := .venv/bin
 run: .venv/ready
 	$(BIN)/python -m going_modular.publishing.notebooks run
 
-# Tests and stored outputs use the drawn images, our backbone and one size, whatever the
-# machine.
+# Tests and stored outputs use the drawn images, our backbone and one size on every machine.
 test notebooks: export VIT_WEIGHTS =
 test: export FOODVISION_SOURCE = synthetic
 test: export FOODVISION_SIZE = smoke
@@ -18,8 +17,9 @@ test: .venv/ready
 	$(BIN)/python -m pytest tests
 	$(BIN)/python -m pytest --nbval-lax notebooks
 
-# Also what is slow: notebooks alone in new environments, the book and the demo in a
-# browser, all solutions, and everything with the oldest PyTorch
+# Also the slow suites: notebooks alone in new environments, the package as a wheel, the
+# book and the demo in a browser, all solutions, other Pythons, types and coverage, and
+# everything with the oldest PyTorch
 test-all: .venv/book .venv/demo .venv/peers
 	$(BIN)/python -m going_modular.publishing.all_suites
 
@@ -29,7 +29,7 @@ notebooks: .venv/ready
 	$(BIN)/python -m going_modular.publishing.notebooks store
 	$(BIN)/python -m going_modular.publishing.notebooks solve
 
-# A web site of the notebooks as they are stored: build/book/index.html
+# A web site of the notebooks with their stored outputs: build/book/index.html
 book: .venv/book
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -c docs . build/book
 	@echo "The book: build/book/index.html"

@@ -1,6 +1,6 @@
-"""The book: `make book` builds a web site of the notebooks, as they are stored.
+"""The book: `make book` builds a web site of the notebooks with their stored outputs.
 
-Pages need no other host: scripts, fonts and the search lie beside them.
+Its pages ask no other host. Scripts, fonts and the search index lie beside them.
 """
 
 import re
@@ -11,14 +11,14 @@ project = "The Vision Transformer, rebuilt"
 copyright = "the authors, MIT licence"
 language = "en"
 
-# The sources are those of the repository, so that its relative links lead somewhere.
+# The root of the sources is the repository's, so that its relative links work.
 root_doc = "docs/index"
 include_patterns = [
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/**.md",
-    "models/README.md",
+    "going_modular/pretrained/README.md",
     "notebooks/**.ipynb",
 ]
 exclude_patterns = ["build", ".venv", "**/.ipynb_checkpoints"]
@@ -26,7 +26,7 @@ extensions = ["myst_nb", "sphinx-mathjax-offline"]
 nb_execution_mode = "off"
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.header"]  # a notebook's sections may start deeper
+suppress_warnings = ["myst.header"]  # a notebook's first heading may be of level 2
 
 html_theme = "furo"
 html_title = project
@@ -42,11 +42,12 @@ pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
 
-def as_the_book_has_it(app, name: str, source: list[str]) -> None:
-    """What GitHub and the book write in different ways.
+def adapt_to_the_book(app, name: str, source: list[str]) -> None:
+    """Rewrite what works on GitHub and not in the book.
 
-    A badge is a picture on another host: here its link is words. A drawing for light
-    and for dark pages is `<picture>` there; here the page's own switch decides.
+    A badge is a picture on another host, so the book links words instead. On GitHub,
+    `<picture>` chooses between a light and a dark drawing. In the book, the switch on
+    the page chooses.
     """
     text = source[0].replace(f"[![Open in Colab]({hosted.BADGE})]", "[Open this notebook in Colab]")
     picture = r'<picture>.*?srcset="(.*?)".*?src="(.*?)" alt="(.*?)">\s*</picture>'
@@ -57,4 +58,4 @@ def as_the_book_has_it(app, name: str, source: list[str]) -> None:
 
 def setup(app) -> None:
     """Called by Sphinx."""
-    app.connect("source-read", as_the_book_has_it)
+    app.connect("source-read", adapt_to_the_book)

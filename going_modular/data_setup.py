@@ -1,12 +1,11 @@
-"""Images: where they come from, how they are read, and in which batches.
+"""Folders of images, batches, splits, and augmentation that can be repeated.
 
-The photos are FoodVision Mini: 300 photos of pizza, steak and sushi that the course
-of learnpytorch.io took from Food-101 (Bossard et al., 2014). Where they cannot be had,
-drawn pictures take their place (`synthetic_food.py`).
+`images/` downloads and reads the images; this module passes on what notebooks need of it.
 """
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,6 @@ from going_modular.images.sources import FoodImages, get_drawn_images, get_food_
 from going_modular.images.transforms import Transform, evaluation_transform
 from going_modular.utils import get_device, project_path
 
-# What a notebook needs of images, from one place; the work is done in `images/`
 __all__ = [
     "Augmented",
     "DownloadError",
@@ -43,7 +41,7 @@ __all__ = [
 
 
 class PhotoFolder(ImageFolder):
-    """`ImageFolder` that reads with `load_image` and passes over hidden folders."""
+    """An `ImageFolder` that reads with `load_image` and ignores hidden folders."""
 
     def __init__(self, folder: str | Path, transform: Transform | None = None):
         super().__init__(project_path(folder), transform, loader=load_image)
@@ -63,21 +61,21 @@ def create_dataloaders(
     train_transform: Transform | None = None,
     seed: int = 42,
 ) -> tuple[DataLoader, DataLoader, list[str]]:
-    """Data loaders over two folders that hold one folder of images a class.
+    """Create data loaders for two folders that contain one folder of images per class.
 
     Args:
         transform: from an RGB image to a tensor (C, H, W).
-        num_workers: processes that read images. 0 reads in this one, which is best
-            for a small data set in a notebook; more pays where reading is slow.
-        train_transform: another transform (augmentation) for the training images.
-        seed: with the epoch, decides the order of the training images.
+        num_workers: number of processes that read images. With 0, this process reads,
+            which suits a small data set in a notebook. Use more where reading is slow.
+        train_transform: a different transform for the training images, to augment them.
+        seed: decides the order of the training images, together with the epoch.
 
     Returns:
-        (train_dataloader, test_dataloader, class_names); only the first shuffles.
+        (train_dataloader, test_dataloader, class_names). Only the first one shuffles.
 
     Raises:
         FileNotFoundError: if a folder is missing or has a class without images.
-        ValueError: if the two folders do not hold the same classes.
+        ValueError: if the two folders have different classes.
     """
     train_data = PhotoFolder(train_dir, train_transform or transform)
     test_data = PhotoFolder(test_dir, transform)
@@ -90,7 +88,7 @@ def create_dataloaders(
 
 
 def check_same_classes(first: PhotoFolder, second: PhotoFolder) -> None:
-    """Raise `ValueError` unless two folders hold the same classes."""
+    """Raise `ValueError` if two folders have different classes."""
     if first.classes != second.classes:
         raise ValueError(
             f"the classes differ: {first.root} has {first.classes}, {second.root} has "
@@ -101,13 +99,13 @@ def check_same_classes(first: PhotoFolder, second: PhotoFolder) -> None:
 def create_dataloader(
     dataset: Dataset, batch_size: int, shuffle: bool = False, num_workers: int = 0, seed: int = 42
 ) -> DataLoader:
-    """Batches of a dataset, shuffled as (seed, epoch) say or in the dataset's order.
+    """Create batches of a dataset, in its own order or shuffled by (seed, epoch).
 
-    `engine.train` tells the sampler each epoch's number; a plain loop over the loader
-    sees the same order each time, so a notebook cell run again shows the same batch.
+    `engine.train` sets the epoch of the sampler. A plain loop over the loader does not,
+    so it always sees the same order: a notebook cell that runs again shows the same batch.
     """
-    sampler = None
-    if shuffle:  # PyTorch's one sampler whose order is a function of (seed, epoch)
+    sampler: DistributedSampler | None = None
+    if shuffle:  # the only sampler of PyTorch whose order depends on (seed, epoch) alone
         sampler = DistributedSampler(dataset, num_replicas=1, rank=0, seed=seed)
     return DataLoader(
         dataset,
@@ -120,30 +118,33 @@ def create_dataloader(
 
 
 def ignore_interrupts(worker: int) -> None:
-    """Leave Ctrl-C, which a terminal sends to every process, to the main process.
+    """Make a worker ignore Ctrl-C, which a terminal sends to every process.
 
-    A worker that obeyed it would fail the step that a checkpoint waits for.
+    The main process reacts to it: it finishes the step and saves a checkpoint. For that
+    step it needs its workers.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def set_epoch(dataloader: object, epoch: int) -> None:
-    """Tell a data loader's sampler, and its `Augmented` images, which epoch it is.
+    """Set the epoch of a data loader's sampler and dataset, where they have one.
 
-    Anything else that gives batches is left alone.
+    Any other collection of batches has no epoch, and nothing happens.
     """
-    batches = getattr(dataloader, "batch_sampler", None)
-    for part in (batches, "sampler"), (dataloader, "dataset"):
-        tell = getattr(getattr(*part, None), "set_epoch", None)
-        if tell is not None:
-            tell(epoch)
+    batch_sampler = getattr(dataloader, "batch_sampler", None)
+    sampler: Any = getattr(batch_sampler, "sampler", None)
+    dataset: Any = getattr(dataloader, "dataset", None)
+    for part in (sampler, dataset):
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
 
 
 class Augmented(Dataset):
-    """A data set's images through a random transform that can be repeated exactly.
+    """A dataset whose images go through a random transform that can be repeated exactly.
 
-    Seed, epoch and index decide PyTorch's random numbers for an image: they are the
-    same however many processes read, in whatever order, and after a resumed run's stop.
+    Seed, epoch and index alone decide the random numbers for an image. So an image is
+    augmented the same way whatever the number of workers and the order, and also in a
+    run that was stopped and resumed.
     """
 
     def __init__(self, dataset: Dataset, transform: Transform, seed: int = 42):
@@ -151,17 +152,17 @@ class Augmented(Dataset):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the random numbers of this epoch."""
+        """Use the random numbers of this epoch from now on."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset)  # type: ignore[arg-type]  # Dataset declares no length
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         image, label = self.dataset[index]
         numbers = np.random.SeedSequence((self.seed, self.epoch, index))
         with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: that would reset the GPU's generator as well
+            # torch.manual_seed would reset the generator of the GPU, too.
             seed = int(numbers.generate_state(1, np.uint64)[0])
             torch.default_generator.manual_seed(seed)
             return self.transform(image), label
@@ -174,22 +175,22 @@ def split_train_validation(
     transform: Transform | None = None,
     train_transform: Transform | None = None,
 ) -> tuple[Subset, Subset]:
-    """Split a folder of training images in two, the same fraction of every class.
+    """Split a folder of training images into two parts, class by class.
 
-    Settings are chosen on the second part, so that the test images stay unseen. Each
+    You choose settings on the validation part, so that the test images stay unseen. Each
     part gets at least one image of every class.
 
     Args:
-        fraction: of the images, goes to validation; between 0 and 1.
+        fraction: share of the images for the validation part, between 0 and 1.
         transform: for the validation part, and for the training part unless
-            `train_transform` is given. Without any, the parts hold Pillow images.
+            `train_transform` is given. Without a transform, the parts hold Pillow images.
 
     Returns:
-        (training part, validation part); `.dataset.classes` names the classes.
+        (training part, validation part). `.dataset.classes` names the classes.
 
     Raises:
         FileNotFoundError: if the folder is missing or has a class without images.
-        ValueError: if `fraction` is not between 0 and 1, or a class has one image only.
+        ValueError: if `fraction` is not between 0 and 1, or a class has only one image.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
@@ -197,16 +198,20 @@ def split_train_validation(
     validation_data = PhotoFolder(train_dir, transform)
     labels = torch.tensor(train_data.targets)
     generator = torch.Generator().manual_seed(seed)
-    train_part, validation_part = [], []
+    train_part: list[int] = []
+    validation_part: list[int] = []
     for label in labels.unique():
         members = torch.nonzero(labels == label).flatten()
-        members = members[torch.randperm(len(members), generator=generator)].tolist()
-        if len(members) < 2:
+        shuffled = members[torch.randperm(len(members), generator=generator)].tolist()
+        if len(shuffled) < 2:
             name = train_data.classes[label]
-            raise ValueError(f"class {name!r} has one image, a split needs two or more")
-        cut = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        validation_part += members[:cut]
-        train_part += members[cut:]
+            raise ValueError(
+                f"class {name!r} of {train_data.root} has only one image: a split needs at least "
+                "two, one for each part"
+            )
+        size = min(max(round(fraction * len(shuffled)), 1), len(shuffled) - 1)
+        validation_part += shuffled[:size]
+        train_part += shuffled[size:]
     return (
         Subset(train_data, sorted(train_part)),
         Subset(validation_data, sorted(validation_part)),
@@ -214,9 +219,11 @@ def split_train_validation(
 
 
 def load_into_memory(dataset: Dataset) -> TensorDataset:
-    """All images (M, C, H, W) and labels (M,) of a dataset, read and transformed once.
+    """Read and transform all images of a dataset once: images (M, C, H, W), labels (M,).
 
-    For small images and a transform without randomness: epochs then cost no reading.
+    Use it for small images and a transform without random numbers. Later epochs then
+    read nothing.
     """
-    images, labels = zip(*dataset, strict=True)
+    size = len(dataset)  # type: ignore[arg-type]  # Dataset declares no length
+    images, labels = zip(*(dataset[index] for index in range(size)), strict=True)
     return TensorDataset(torch.stack(images), torch.tensor(labels))

@@ -5,8 +5,8 @@ Recognition at Scale", arXiv 2010.11929. Section and equation numbers below are
 the paper's.
 
 Shape letters: B batch, C channels, H W image height and width, P patch size,
-N patches, D embedding, h heads, L layers, K classes. The class token makes
-N patches into a sequence of N+1 tokens.
+N patches, D embedding, h heads, L layers, K classes. With the class token, a
+sequence has N+1 tokens.
 """
 
 import math
@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.ops import stochastic_depth as leave_out
+from torchvision.ops import StochasticDepth
 
 from going_modular.vit.config import (
     VIT_CONFIGS,
@@ -28,24 +28,24 @@ from going_modular.vit.positions import init_pos_embedding, interpolate_pos_embe
 
 
 def init_lecun_normal_(layer: nn.Linear | nn.Conv2d) -> None:
-    """Start a layer as JAX does: variance 1 / fan-in, truncated; bias 0."""
-    # 0.8796 is the standard deviation that is left of a normal distribution cut off
-    # at two standard deviations.
+    """JAX's default: truncated normal weights of variance 1 / fan-in, biases of 0."""
+    # A standard normal distribution that is cut off at ±2 has this standard deviation.
     std = math.sqrt(1 / layer.weight[0].numel()) / 0.87962566103423978
     nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 class PatchEmbedding(nn.Module):
-    """Cut images into patches and project each one linearly: x_p E of equation 1.
+    """Cut images into patches and project each patch linearly: x_p E of equation 1.
 
     A convolution whose stride equals its kernel size applies one linear layer to
-    every patch. (The paper's "hybrid" is something else: patches of CNN features.)
+    every patch. (This is not the paper's hybrid, which cuts up the features of a CNN.)
 
     Shapes: (B, C, H, W) -> (B, N, D), patches row by row from the top left.
 
     Raises:
-        ValueError: in `forward`, if the images do not fit, naming both shapes.
+        ValueError: in `forward`, if patches do not fit into the images.
     """
 
     def __init__(self, in_channels: int = 3, patch_size: int = 16, embedding_dim: int = 768):
@@ -54,9 +54,7 @@ class PatchEmbedding(nn.Module):
         check_size("patch_size", patch_size)
         self.in_channels = in_channels
         self.patch_size = patch_size
-        self.projection = nn.Conv2d(
-            in_channels, embedding_dim, kernel_size=patch_size, stride=patch_size
-        )
+        self.projection = nn.Conv2d(in_channels, embedding_dim, patch_size, stride=patch_size)
         init_lecun_normal_(self.projection)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -74,13 +72,13 @@ class PatchEmbedding(nn.Module):
 class MultiheadSelfAttentionBlock(nn.Module):
     """Multi-head self-attention, MSA of equation 2 (Appendix A, equations 5-8).
 
-    Every token asks with its query, is found by its key and hands over its value:
-    softmax(q kᵀ / sqrt(D/h)) v, in h heads of D/h dimensions each.
+    Each token compares its query with the keys of all tokens, and takes a weighted
+    mean of their values: softmax(q kᵀ / sqrt(D/h)) v, in h heads of D/h dimensions.
 
     Shapes: (B, N+1, D) -> (B, N+1, D), for any number of tokens.
 
     Raises:
-        ValueError: if the heads cannot share the D dimensions equally.
+        ValueError: if D is not divisible by the number of heads.
     """
 
     def __init__(
@@ -97,7 +95,7 @@ class MultiheadSelfAttentionBlock(nn.Module):
         self.qkv = nn.Linear(embedding_dim, 3 * embedding_dim)  # U_qkv of all heads
         self.projection = nn.Linear(embedding_dim, embedding_dim)  # U_msa
         self.dropout = nn.Dropout(dropout)
-        with torch.no_grad():  # each D×D matrix by itself, not the fused 3D×D
+        with torch.no_grad():  # U_q, U_k and U_v are initialized separately, as D×D
             for matrix in (*self.qkv.weight.chunk(3), self.projection.weight):
                 nn.init.xavier_uniform_(matrix)
         nn.init.zeros_(self.qkv.bias)
@@ -119,7 +117,7 @@ class MultiheadSelfAttentionBlock(nn.Module):
 class MLPBlock(nn.Module):
     """Two dense layers with a GELU between them, MLP of equation 3 (Section 3.1).
 
-    Shapes: (B, N+1, D) -> (B, N+1, D); it works on each token by itself.
+    Shapes: (B, N+1, D) -> (B, N+1, D); each token is processed on its own.
     """
 
     def __init__(
@@ -147,8 +145,9 @@ class MLPBlock(nn.Module):
 class TransformerEncoderBlock(nn.Module):
     """One layer of the encoder: equations 2 and 3, each with its residual.
 
-    LayerNorm comes before each part ("pre-norm"), so that the residual path
-    carries the input through all layers untouched.
+    LayerNorm comes before each part ("pre-norm"), so the residual path carries the
+    input through all layers unchanged. `stochastic_depth` is the probability that a
+    part is skipped for an image in training; `drop_path` does that, row by row.
 
     Shapes: (B, N+1, D) -> (B, N+1, D).
     """
@@ -167,20 +166,11 @@ class TransformerEncoderBlock(nn.Module):
         super().__init__()
         self.attention_norm = nn.LayerNorm(embedding_dim, eps=layer_norm_eps)
         self.attention = MultiheadSelfAttentionBlock(
-            embedding_dim=embedding_dim,
-            num_heads=num_heads,
-            dropout=dropout,
-            attention_dropout=attention_dropout,
+            embedding_dim, num_heads, dropout, attention_dropout
         )
         self.mlp_norm = nn.LayerNorm(embedding_dim, eps=layer_norm_eps)
-        self.mlp = MLPBlock(
-            embedding_dim=embedding_dim, mlp_dim=mlp_dim, dropout=dropout, gelu=gelu
-        )
-        self.stochastic_depth = stochastic_depth
-
-    def drop_path(self, part: torch.Tensor) -> torch.Tensor:
-        """While training, leave a part out for some images; otherwise do nothing."""
-        return leave_out(part, self.stochastic_depth, "row", self.training)
+        self.mlp = MLPBlock(embedding_dim, mlp_dim, dropout, gelu)
+        self.drop_path = StochasticDepth(stochastic_depth, "row")
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         z = self.drop_path(self.attention(self.attention_norm(z))) + z  # equation 2
@@ -191,80 +181,86 @@ class TransformerEncoderBlock(nn.Module):
 class ViT(nn.Module):
     """The Vision Transformer: equations 1 to 4.
 
-    Shapes: (B, C, H, W) -> logits (B, K), or where `num_classes=0` what a head would
-    see, (B, D) or (B, representation_size). With `pool="mean"` there are N tokens
-    wherever a shape says N+1.
+    Shapes: (B, C, H, W) -> logits (B, K). With `num_classes=0` the output is what a
+    head would read: (B, D) or (B, representation_size). With `pool="mean"` there is no
+    class token; N+1 is then N everywhere.
 
-    The head starts at zero (Section 3.2), so an untrained model gives every class
-    the same logit. With `interpolate=True`, `forward` takes images of another size
-    than the configured one, and stretches the positions, of whatever kind, to their
-    grid (Section 3.2).
+    The head starts at zero (Section 3.2), so an untrained model gives every class the
+    same logit. `forward(images, interpolate=True)` takes images of any size that the
+    patch size divides, and interpolates the positions to their grid (Section 3.2).
 
     Args:
         config: all sizes.
         stem: a CNN before the patches makes a hybrid (Section 3.1); C, H and W of
-            `config` are then those of its feature map. With `patch_size=1` each place
+            `config` are then those of its feature map. With `patch_size=1` each pixel
             of the map becomes a token.
 
     Raises:
-        ValueError: if the images, or the stem's features, are not as configured.
+        ValueError: in `forward`, if the images or the stem's features have other sizes
+            than `config`.
     """
 
     def __init__(self, config: ViTConfig, stem: nn.Module | None = None):
         super().__init__()
         self.config = config
-        D = config.embedding_dim
+        D, L = config.embedding_dim, config.num_layers
         self.stem = nn.Identity() if stem is None else stem
         self.patch_embedding = PatchEmbedding(config.in_channels, config.patch_size, D)
-        if config.pool == "class_token":
+        if config.num_class_tokens:
             self.class_token = nn.Parameter(torch.zeros(1, 1, D))
-        else:  # the mean of the patches needs none (D.3): no tokens in its place
-            self.class_token = nn.Buffer(torch.zeros(1, 0, D), persistent=False)
         self.pos_embedding = init_pos_embedding(
-            config.pos_embedding, config.grid, D, self.class_token.shape[1]
+            config.pos_embedding, config.grid, D, config.num_class_tokens
         )
         self.dropout = nn.Dropout(config.dropout)
-        # All that a block needs stands in the config by the same name.
-        needs = "num_heads mlp_dim dropout attention_dropout layer_norm_eps gelu"
-        settings = {name: getattr(config, name) for name in needs.split()}
-        L, last = config.num_layers, config.stochastic_depth
-        depths = [last * layer / max(L - 1, 1) for layer in range(L)]
-        self.encoder = nn.Sequential(
-            *(TransformerEncoderBlock(D, **settings, stochastic_depth=depth) for depth in depths)
-        )
+        blocks = [
+            TransformerEncoderBlock(
+                D,
+                num_heads=config.num_heads,
+                mlp_dim=config.mlp_dim,
+                dropout=config.dropout,
+                attention_dropout=config.attention_dropout,
+                layer_norm_eps=config.layer_norm_eps,
+                gelu=config.gelu,
+                stochastic_depth=config.stochastic_depth * layer / max(L - 1, 1),
+            )
+            for layer in range(L)
+        ]
+        self.encoder = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
-        self.representation = nn.Identity()
+        self.representation: nn.Module = nn.Identity()
+        self.head: nn.Module = nn.Identity()
         if config.representation_size:
             dense = nn.Linear(D, config.representation_size)
             init_lecun_normal_(dense)
             self.representation = nn.Sequential(dense, nn.Tanh())
-        self.head = nn.Identity()
         if config.num_classes:
             self.head = nn.Linear(config.representation_size or D, config.num_classes)
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+            for parameter in self.head.parameters():
+                nn.init.zeros_(parameter)
 
     def positions(self, grid: tuple[int, int]) -> torch.Tensor:
         """E_pos of equation 1 on a grid of (rows, columns) patches: (1, N+1, D)."""
-        E_pos = self.pos_embedding
-        if self.config.pos_embedding == "learned_2d":
-            E_pos = join_axes(E_pos, self.config.grid, self.class_token.shape[1])
-        return interpolate_pos_embedding(E_pos, self.config.grid, grid)
+        E_pos, config = self.pos_embedding, self.config
+        if config.pos_embedding == "learned_2d":
+            E_pos = join_axes(E_pos, config.grid, config.num_class_tokens)
+        return interpolate_pos_embedding(E_pos, config.grid, grid)
 
     def embed(self, images: torch.Tensor, interpolate: bool = False) -> torch.Tensor:
         """z_0 of equation 1: (B, C, H, W) -> (B, N+1, D)."""
-        x, size = self.stem(images), (self.config.in_channels, *self.config.image_hw)
-        if x.shape[1:] != size and not interpolate:
-            what = "images" if x is images else "a feature map of the stem"
+        x, P = self.stem(images), self.config.patch_size
+        shape = (self.config.in_channels, *self.config.image_hw)
+        if x.shape[1:] != shape and not interpolate:
+            what = "images" if x is images else "features of the stem"
             raise ValueError(
-                f"expected {what} of shape (B, {', '.join(map(str, size))}), got "
+                f"expected {what} of shape (B, {', '.join(map(str, shape))}), got "
                 f"{tuple(x.shape)}; for another height and width: interpolate=True"
             )
-        patches = self.patch_embedding(x)  # (B, N, D)
-        class_token = self.class_token.expand(len(patches), -1, -1)  # (B, 1, D)
-        grid = tuple(n // self.config.patch_size for n in x.shape[2:])  # (H/P, W/P)
-        z = torch.cat([class_token, patches], dim=1)  # (B, N+1, D)
-        return self.dropout(z + self.positions(grid))  # equation 1
+        z = self.patch_embedding(x)  # (B, N, D)
+        if self.config.num_class_tokens:
+            class_token = self.class_token.expand(z.shape[0], -1, -1)  # (B, 1, D)
+            z = torch.cat([class_token, z], dim=1)  # (B, N+1, D)
+        E_pos = self.positions((x.shape[2] // P, x.shape[3] // P))
+        return self.dropout(z + E_pos)  # equation 1
 
     def forward_features(self, images: torch.Tensor, interpolate: bool = False) -> torch.Tensor:
         """All tokens after the final LayerNorm: (B, C, H, W) -> (B, N+1, D)."""
@@ -275,7 +271,7 @@ class ViT(nn.Module):
     def forward(self, images: torch.Tensor, interpolate: bool = False) -> torch.Tensor:
         z = self.forward_features(images, interpolate)
         # equation 4: the class token, or the mean of all patches, (B, D)
-        y = z[:, 0] if self.config.pool == "class_token" else z.mean(dim=1)
+        y = z[:, 0] if self.config.num_class_tokens else z.mean(dim=1)
         return self.head(self.representation(y))  # (B, K)
 
 
@@ -285,8 +281,8 @@ def create_vit(name: str, **overrides) -> ViT:
     `overrides` are fields of `ViTConfig`.
 
     Raises:
-        ValueError: if the name is none of `VIT_CONFIGS`, or the sizes clash.
-        TypeError: if an override is no field of `ViTConfig`.
+        ValueError: if the name is not in `VIT_CONFIGS`, or the sizes clash.
+        TypeError: if an override is not a field of `ViTConfig`.
     """
     if name not in VIT_CONFIGS:
         raise ValueError(f"no ViT called {name!r}: choose from {', '.join(VIT_CONFIGS)}")

@@ -4,7 +4,9 @@ python -m going_modular.predictions photo.jpg --weights vit.safetensors
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +16,9 @@ from PIL import Image
 from torch import nn
 
 from going_modular.images.reading import load_image
-from going_modular.images.transforms import Transform, evaluation_transform
+from going_modular.images.transforms import Transform
 from going_modular.utils import get_device
-from going_modular.vit.files import read_vit
+from going_modular.vit.files import read_classifier
 
 
 class Prediction(NamedTuple):
@@ -38,28 +40,31 @@ def predict_image(
     """Classify one picture, given as a path or a Pillow image.
 
     Args:
-        transform: the one the model was evaluated with. With another, the model sees
-            a kind of picture that its measured accuracy says nothing about.
+        transform: the one that the model was evaluated with. The measured accuracy says
+            nothing about pictures that went through a different transform.
 
     Raises:
         FileNotFoundError, ValueError: if the picture cannot be read (`load_image`).
-        ValueError: if the class names are not as many as the model's outputs and all
-            different, or the outputs are NaN.
+        ValueError: if two class names are equal, there is not one for each output of the
+            model, or the outputs are NaN.
     """
     model.to(device).eval()
     batch = transform(load_image(image)).unsqueeze(0)  # (1, C, H, W)
     probabilities = model(batch.to(device)).softmax(dim=1)[0].tolist()  # K numbers
     if len(set(class_names)) != len(class_names):
-        raise ValueError(f"a class name stands twice in {list(class_names)}")
+        raise ValueError(f"a class name appears twice in {list(class_names)}")
     if len(probabilities) != len(class_names):
         raise ValueError(
             f"the model has {len(probabilities)} outputs, but there are "
             f"{len(class_names)} class names: {list(class_names)}"
         )
     if not all(p >= 0 for p in probabilities):  # false for NaN
-        raise ValueError("the model's outputs are not numbers (NaN): was it trained?")
+        raise ValueError(
+            "the model's outputs are not numbers (NaN): its training diverged; train it "
+            "again with a lower learning rate"
+        )
     by_name = dict(zip(class_names, probabilities, strict=True))
-    label = max(by_name, key=by_name.get)
+    label = max(by_name, key=by_name.__getitem__)
     return Prediction(label, by_name[label], by_name)
 
 
@@ -88,9 +93,12 @@ def plot_prediction(image: Image.Image, prediction: Prediction) -> plt.Figure:
     )
     left.imshow(image)
     left.set_axis_off()
-    left.set_title(f"{prediction.label}, {prediction.probability:.0%}")
+    title = f"{prediction.label}, {prediction.probability:.0%}"
+    left.set_title(title, parse_math=False)  # a dollar sign in a name is no formula
     names = list(prediction.probabilities)[::-1]  # the first class on top
-    bars = right.barh(names, [prediction.probabilities[name] for name in names])
+    rows = range(len(names))
+    bars = right.barh(rows, [prediction.probabilities[name] for name in names])
+    right.set_yticks(rows, names, parse_math=False)
     for bar, name in zip(bars, names, strict=True):
         bar.set_alpha(1.0 if name == prediction.label else 0.35)
     right.bar_label(bars, fmt="{:.1%}", padding=4)
@@ -99,6 +107,12 @@ def plot_prediction(image: Image.Image, prediction: Prediction) -> plt.Figure:
     right.set_title("probability of each class")
     right.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def check_folder(path: Path) -> None:
+    """Raise `FileNotFoundError` unless the folder that a file goes into exists."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}: make it, or choose another")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -116,20 +130,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--output", type=Path, help="the picture to write (default: <photo>_prediction.png, here)"
     )
     options = parser.parse_args(arguments)
+    path = options.output or Path(f"{options.photo.stem}_prediction.png")
+    if isinstance(sys.stdout, TextIOWrapper):  # "?" for characters that it cannot print
+        sys.stdout.reconfigure(errors="replace")
     try:
+        check_folder(path)
         image = load_image(options.photo.absolute())
-        vit, notes = read_vit(options.weights.absolute())
-        if "class_names" not in notes:
-            raise ValueError(f"{options.weights.name} does not name its classes")
-        transform = evaluation_transform(vit.config.image_size)
-        prediction = predict_image(vit, image, notes["class_names"], transform, get_device())
-    except (OSError, ValueError) as error:
+        model, _, transform, class_names, _ = read_classifier(options.weights.absolute())
+        prediction = predict_image(model, image, class_names, transform, get_device())
+        plot_prediction(image, prediction).savefig(path)
+    except (OSError, ValueError, MemoryError) as error:
         parser.error(str(error))
     print(prediction.label)
     for name, probability in prediction.probabilities.items():
         print(f"  {probability:6.1%}  {name}")
-    path = options.output or Path(f"{options.photo.stem}_prediction.png")
-    plot_prediction(image, prediction).savefig(path)
     print(f"picture: {path}")
 
 

@@ -1,9 +1,11 @@
-"""What every part of the series needs: paths, seeds, the device, saved models."""
+"""What every part of the series needs: paths, seeds, the device, counting, saving."""
 
 import json
 import os
 import platform
 import random
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,52 +13,54 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
+from filelock import FileLock
 from platformdirs import user_cache_path
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 PACKAGE = Path(__file__).resolve().parent
-# The checkout that the package lies in; None where pip installed it.
+# The repository that contains the package. None where pip copied it to site-packages.
 CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else None
 SIZES = ("smoke", "cpu", "paper")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 def project_path(path: str | Path) -> Path:
-    """An absolute path; a relative one starts at the checkout, if there is one.
+    """Return an absolute path. A relative path starts at the checkout, if there is one.
 
-    Notebooks run in `notebooks/`, tests and scripts elsewhere: in a checkout, a
-    relative path means the same folder in all of them. Where pip installed the
-    package, it starts at the working directory, as for any other program.
+    Notebooks run in `notebooks/`, tests and scripts elsewhere. In a checkout, a relative
+    path means the same folder for all of them. Without a checkout, it starts at the
+    working directory, as in any other program.
     """
     return (CHECKOUT or Path.cwd()) / Path(path).expanduser()
 
 
 def data_dir() -> Path:
-    """The folder for images that were downloaded or drawn.
+    """Return the folder for images that are downloaded or drawn.
 
-    The environment variable FOODVISION_DATA, if it is set; else `data/` of the
-    checkout; else, where pip installed the package, the user's cache folder.
+    The environment variable FOODVISION_DATA names it. If that is not set, it is `data/`
+    in the checkout. Without a checkout, it is in the user's cache folder, because files
+    in site-packages would be lost with the next installation.
     """
     if chosen := os.environ.get("FOODVISION_DATA"):
-        return Path(chosen).expanduser().absolute()
+        return project_path(chosen)
     if CHECKOUT:
         return CHECKOUT / "data"
     return user_cache_path("vit-paper-replicating") / "data"
 
 
 def set_seeds(seed: int = 42) -> None:
-    """Seed every generator in use: Python's, NumPy's, PyTorch's on all devices."""
+    """Seed the generators of Python, NumPy and PyTorch, on all devices."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def get_device() -> torch.device:
-    """The fastest device at hand: CUDA, else Apple's MPS, else the CPU.
+    """Return the fastest device of this machine: CUDA, else Apple's MPS, else the CPU.
 
-    The environment variable FOODVISION_DEVICE overrules that, "cpu" for example.
+    The environment variable FOODVISION_DEVICE overrides the choice, for example "cpu".
     """
     if chosen := os.environ.get("FOODVISION_DEVICE"):
         return torch.device(chosen)
@@ -68,9 +72,9 @@ def get_device() -> torch.device:
 
 
 def get_size() -> str:
-    """How large a notebook runs: "smoke" (tests), "cpu" or "paper" (wants a GPU).
+    """Return how large a notebook runs: "smoke" for tests, "cpu", or "paper" for a GPU.
 
-    Read from the environment variable FOODVISION_SIZE; unset, it follows the device.
+    The environment variable FOODVISION_SIZE decides. If it is not set, the device does.
 
     Raises:
         ValueError: if the variable holds anything else.
@@ -83,37 +87,37 @@ def get_size() -> str:
 
 
 def best_precision(device: torch.device) -> str:
-    """The number format that trains fastest without harm: a choice of `autocast`.
+    """Return the fastest safe precision for `autocast` on a device.
 
-    "bfloat16" only on a GPU that computes in it rather than emulating it; on older
-    ones "float16". Elsewhere "float32".
+    A GPU that computes in bfloat16 gets "bfloat16". An older GPU only emulates it, so it
+    gets "float16". Every other device gets "float32".
     """
     if device.type != "cuda":
         return "float32"
-    real = torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bfloat16" if real else "float16"
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if native else "float16"
 
 
 @contextmanager
 def autocast(device: torch.device | str, precision: str) -> Iterator[None]:
-    """Compute matrix products in 16 bit where PyTorch holds it to be safe.
+    """Compute in 16 bits where PyTorch considers it safe, as in matrix products.
 
     Raises:
-        ValueError: if the precision is none of "float32", "bfloat16" and "float16".
+        ValueError: if the precision is not "float32", "bfloat16" or "float16".
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    kind = torch.device(device).type
+    device_type = torch.device(device).type
     with ExitStack() as stack:
         if precision != "float32":
-            stack.enter_context(torch.autocast(kind, getattr(torch, precision)))
-            if kind == "cpu":  # its fused attention is slow in 16 bit
+            stack.enter_context(torch.autocast(device_type, getattr(torch, precision)))
+            if device_type == "cpu":  # fused attention on the CPU is slow in 16 bits
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
 
 
 def describe_environment() -> str:
-    """Versions and machine in two lines, for the first cell of each notebook."""
+    """Return versions and machine in two lines, for the first cell of each notebook."""
     device = get_device()
     if device.type == "cuda":
         machine = torch.cuda.get_device_name(device)
@@ -127,16 +131,16 @@ def describe_environment() -> str:
 
 
 def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
-    """How many numbers a model learns, or those of them that are not frozen."""
+    """Count the parameters of a model, or only those that are not frozen."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
 def count_multiply_adds(model: nn.Module, images: torch.Tensor) -> int:
-    """Multiply-adds of one forward pass over `images`, as PyTorch's counter sees them.
+    """Count the multiply-adds of one forward pass over `images`.
 
-    The counter reports FLOPs, two for each multiply-add, and on the CPU it is blind to
-    fused attention. So the plain ("math") kernel is forced, and gradients are switched
-    on, because without them PyTorch's own encoder layers take a fused path as well.
+    PyTorch's counter reports FLOPs, which are two per multiply-add. On the CPU it cannot
+    see fused attention, so we force the plain "math" kernel. We also switch gradients on:
+    without them, PyTorch's own encoder layers take another fused path.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -152,7 +156,7 @@ def count_multiply_adds(model: nn.Module, images: torch.Tensor) -> int:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence]) -> None:
-    """Print rows under a header; the first column to the left, the others right."""
+    """Print rows under a header, with the first column aligned left, the others right."""
     cells = [[str(value) for value in row] for row in (header, *rows)]
     widths = [max(len(value) for value in column) for column in zip(*cells, strict=True)]
     for row in (cells[0], ["-" * width for width in widths], *cells[1:]):
@@ -162,11 +166,12 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence]) -> None:
 
 @torch.no_grad()
 def give_random_values(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Fill every parameter with random numbers, so that a proof about it can fail.
+    """Fill every parameter with random numbers, so that a test of the model can fail.
 
-    A head that starts at zero gives zero for any features, right or wrong, and biases
-    at zero hide a missing bias. Activations stay near unit scale: LayerNorm weights
-    are N(1, 0.1), weight matrices N(0, 1 / fan-in), everything else is N(0, 0.1).
+    A head of zeros gives zero for any features, right or wrong. Biases of zero hide a
+    missing bias. The activations keep about unit scale: the standard deviation is
+    1 / sqrt(fan-in) for weight matrices around 0, and 0.1 for everything else, around 1
+    for LayerNorm weights and around 0 otherwise.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -174,7 +179,7 @@ def give_random_values(model: nn.Module, seed: int = 0) -> nn.Module:
             values = torch.randn(parameter.shape, generator=generator)
             if isinstance(module, nn.LayerNorm) and name == "weight":
                 values = 1 + 0.1 * values
-            elif parameter.ndim in (2, 4):  # dense layers and convolutions
+            elif parameter.ndim in (2, 4):  # linear layers and convolutions
                 values = values / parameter[0].numel() ** 0.5
             else:
                 values = 0.1 * values
@@ -184,30 +189,47 @@ def give_random_values(model: nn.Module, seed: int = 0) -> nn.Module:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a path to write to; the file takes its name once it is whole and on disk.
+    """Give a temporary path to write to, then move that file to `path` in one step.
 
-    Until then a file that was there before stays as it is, whatever happens.
+    A reader of `path` finds the old file or the new one, and never half of one. The old
+    file also stays if the body raises or the process is killed. Several processes may
+    write the same path at once: the last one to finish wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    yield unfinished
-    with unfinished.open("rb+") as file:
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    # A folder of its own for each writer. The body creates the file in it by a plain
+    # open(), so that the file gets the usual permissions.
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        unfinished = Path(folder, path.name)
+        yield unfinished
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())  # on disk before the old file goes
+        if path.exists():
+            shutil.copymode(path, unfinished)
+        unfinished.replace(path)
 
 
 def append_line(path: Path, entry: dict) -> None:
-    """Add one JSON line to a file, which never holds half a line."""
-    lines = path.read_text(encoding="utf-8") if path.is_file() else ""
-    with atomic_write(path) as unfinished:
-        unfinished.write_text(f"{lines}{json.dumps(entry)}\n", encoding="utf-8")
+    """Add one line of JSON to a file. Several processes may do so at once.
+
+    Each process waits for a lock, the hidden file `.<name>.lock`. If a killed writer left
+    half a line at the end of the file, the new entry starts on a line of its own.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")), path.open("ab+") as file:
+        if file.tell():  # not empty: append mode starts at the end
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(entry).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def save_model(model: nn.Module, target_dir: str | Path, model_name: str) -> Path:
-    """Save a model's parameters (its `state_dict`) and return the file's path.
+    """Save a model's parameters, its `state_dict`, and return the file's path.
 
-    The file appears under its name only once it is whole. A relative `target_dir`
-    is seen from the repository's root.
+    The file appears under its name only when it is complete. `project_path` says where a
+    relative `target_dir` starts.
 
     Raises:
         ValueError: if `model_name` does not end in .pth or .pt.
@@ -221,17 +243,17 @@ def save_model(model: nn.Module, target_dir: str | Path, model_name: str) -> Pat
 
 
 def load_model(model: nn.Module, path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
-    """Fill `model` with the parameters that `save_model` wrote; return it in eval mode.
+    """Load the parameters that `save_model` wrote into `model`, and set it to eval mode.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        RuntimeError: if the file's names or shapes are not the model's (PyTorch's
-            message lists them).
+        RuntimeError: if the names or shapes in the file differ from the model's.
+            PyTorch's message lists them.
         pickle.UnpicklingError: if the file holds anything but numbers.
     """
     path = project_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no saved model at {path}: save one with save_model")
-    # weights_only: a file of numbers cannot run code when it is opened.
+    # With weights_only, PyTorch never runs code from the file.
     model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
     return model.to(device).eval()

@@ -55,7 +55,7 @@ def test_overlay_keeps_colours_where_attention_is_and_shows_the_rest_in_grey():
 def test_patches_are_the_images_own_with_clear_gaps_between_them(monkeypatch):
     monkeypatch.setattr(demo, "SHARP", 120)
     seen = np.random.default_rng(0).random((60, 60, 3))
-    apart = demo.patches_apart(seen, (2, 3))  # patches of 60 × 40, each pixel doubled
+    apart = demo.separate_patches(seen, (2, 3))  # patches of 60 × 40, each pixel doubled
     assert apart.shape == (2 * 60 + 6, 3 * 40 + 2 * 6, 4)
     colours = (255 * seen).round()
     patch = apart[66:, 46:86]  # row 1, column 1
@@ -131,6 +131,19 @@ def test_bad_weights_are_told_in_one_line(tmp_path, capsys):
         with pytest.raises(SystemExit):
             demo.main(["--weights", str(tmp_path / name)])
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["taken", 99999])
+def test_a_port_that_cannot_be_had_is_told_in_one_line(port, tmp_path, capsys):
+    path = write_vit(tiny_vit(), tmp_path / "vit.safetensors", class_names=["a"] * 5)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1] if port == "taken" else port
+        with pytest.raises(SystemExit):
+            demo.main(["--weights", str(path), "--port", str(port)])
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert f"cannot listen on port {port}" in last and "--port" in last
 
 
 def test_no_uploaded_photo_is_left_when_the_server_has_stopped(tmp_path, monkeypatch):

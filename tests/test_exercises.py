@@ -76,7 +76,7 @@ def test_every_exercise_ends_with_a_check(path, solution):
 def test_a_solution_differs_by_its_answers_alone(path, solution):
     """Otherwise: `python -m going_modular.publishing.notebooks solve`."""
     given, stored = (nbformat.read(p, as_version=4) for p in (path, solution))
-    expected = notebooks.solved(given, stored)
+    expected = notebooks.with_answers(given, stored)
     assert [(c.id, c.source) for c in stored.cells] == [(c.id, c.source) for c in expected.cells]
     assert stored.metadata.code_digest == notebooks.digest_of(stored)
     for cell in code_of(solution):
@@ -103,7 +103,7 @@ def test_solving_needs_every_answer(path, solution):
     answer = next(c for c in stored.cells if kind_of(c) == "answer")
     stored.cells.remove(answer)
     with pytest.raises(ValueError, match=f"no cell {answer.id!r} tagged answer"):
-        notebooks.solved(given, stored)
+        notebooks.with_answers(given, stored)
 
 
 def test_a_rounded_number_is_told_from_a_wrong_one():

@@ -1,6 +1,6 @@
-"""Notebooks that are opened alone: the cell that finds or fetches the package."""
+"""Notebooks that are opened alone: the cell that finds the package or installs it."""
 
-import json
+import ast
 import os
 import re
 import runpy
@@ -8,9 +8,7 @@ import shutil
 import site
 import subprocess
 import sys
-import sysconfig
 import threading
-import venv
 import zipfile
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import metadata
@@ -18,12 +16,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from environments import build_wheel, make_kernel, new_environment, packages_of
+from packaging.requirements import Requirement
 
+from going_modular import utils
 from going_modular.publishing import hosted, notebooks
 from going_modular.utils import CHECKOUT
 
 VERSION = hosted.project_setting("version")
-FOLDER = f"vit-paper-replicating-{VERSION}"
 ALL = notebooks.NOTEBOOKS + notebooks.EXERCISES + notebooks.SOLUTIONS
 
 
@@ -67,28 +67,31 @@ def test_every_notebook_has_badge_and_first_cell_of_the_repository(path):
 
 def test_a_fork_sets_its_address_everywhere_and_takes_it_back(tmp_path):
     for name in ("going_modular", "notebooks"):
-        shutil.copytree(CHECKOUT / name, tmp_path / name)
+        hidden = shutil.ignore_patterns("__pycache__", ".*")
+        shutil.copytree(CHECKOUT / name, tmp_path / name, ignore=hidden)
     shutil.copy(CHECKOUT / "pyproject.toml", tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
 
     def set_repository(name):
-        subprocess.run(
-            [sys.executable, "-m", "going_modular.publishing.notebooks", "set-repository", name],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(tmp_path)},
-            check=True,
-        )
+        command = ["-m", "going_modular.publishing.notebooks", "set-repository", name]
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, check=True)
 
-    for _ in range(2):  # the second changes nothing
-        set_repository("somebody/a-fork")
-        for path in ALL:
-            copy = tmp_path / relative(path)
-            text = copy.read_text(encoding="utf-8")
-            archive = f"somebody/a-fork/archive/refs/tags/v{VERSION}.zip"
-            link = f"github/somebody/a-fork/blob/v{VERSION}/{relative(path)}"
-            assert text.count(archive) == 1 and text.count(link) == 1
+    set_repository("somebody/a-fork")
+    for path in ALL:
+        text = (tmp_path / relative(path)).read_text(encoding="utf-8")
+        archive = f"somebody/a-fork/archive/refs/tags/v{VERSION}.zip"
+        link = f"github/somebody/a-fork/blob/v{VERSION}/{relative(path)}"
+        assert text.count(archive) == 1 and text.count(link) == 1
     set_repository(hosted.project_setting("repository"))
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_an_address_that_is_set_twice_stands_there_once():
+    notebook = nbformat.read(ALL[0], as_version=4)
+    arguments = relative(ALL[0]), "somebody/a-fork", VERSION
+    once = notebooks.with_repository(notebook, *arguments)
+    assert once != notebook and notebooks.with_repository(once, *arguments) == once
 
 
 @pytest.mark.parametrize("wrong", ["name", "a/b/c", "http://a/b", "https://a/b.tar"])
@@ -105,7 +108,7 @@ def test_badges_become_words_and_drawings_follow_the_page():
   <img src="a_light.svg" alt="A drawing.">
 </picture>"""
     source = [f"{badge}\n\n{drawing}\n"]
-    of_book["as_the_book_has_it"](None, "", source)
+    of_book["adapt_to_the_book"](None, "", source)
     place = "https://colab.research.google.com/github/somebody/a-fork/blob/v1.0/"
     assert source[0].startswith(f"[Open this notebook in Colab]({place}notebooks/02.ipynb)")
     for scheme in ("light", "dark"):
@@ -113,86 +116,104 @@ def test_badges_become_words_and_drawings_follow_the_page():
         assert source[0].count(image) == 1
 
 
-def run_setup_cell(repository, folder, packages):
-    """Run the first cell in a new Python that knows nothing of this repository."""
-    return run_cell(hosted.setup_cell(repository, VERSION), folder, packages)
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Stands in for the archive, since pip installs it without building it first."""
+    return build_wheel(tmp_path_factory.mktemp("a wheel"))
 
 
-def run_cell(cell, folder, packages):
-    folder.mkdir(parents=True, exist_ok=True)
+def run_setup_cell(archive, folder, then="", environment=()):
+    """Run the first cell in `folder`, in a Python that knows nothing of this repository.
+
+    pip installs into the folder `site` beside it. `then` runs after the cell.
+    """
+    installed = folder.parent / "site"
+    for each in (folder, installed):
+        each.mkdir(parents=True, exist_ok=True)
     program = (
-        f"import sys; sys.path += {packages!r}\n{cell}\n"
-        "import going_modular; print('found in', going_modular.__path__[0])"
+        f"import sys; sys.path += {[str(installed), *site.getsitepackages()]!r}\n"
+        f"{hosted.SETUP_CELL.substitute(archive=archive)}\n"
+        "import going_modular; print('found in', going_modular.__path__[0])\n" + then
     )
+    ours = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(  # -S: no installed package is found unless we name it
         [sys.executable, "-S", "-c", program],
         cwd=folder,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"no_proxy": "*"},
+        env=ours | {"no_proxy": "*", "PIP_TARGET": str(installed), **dict(environment)},
         capture_output=True,
         text=True,
     )
 
 
-def test_it_fetches_once_and_then_finds(archive, tmp_path):
-    given = Path(shutil.copy(archive, tmp_path / "an archive.zip"))
+def copy_checkout(folder):
+    """The files of a checkout that the first cell meets."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(CHECKOUT / "going_modular", folder / "going_modular")
+    for name in ("pyproject.toml", "requirements.txt"):
+        shutil.copy(CHECKOUT / name, folder)
+
+
+def test_it_installs_once_and_then_finds(wheel, tmp_path):
+    given = Path(shutil.copy(wheel, tmp_path))
     folder = tmp_path / "a path with spaces"
     for _ in range(2):
-        done = run_setup_cell(given.as_uri(), folder, site.getsitepackages())
-        package = folder / FOLDER / "going_modular"
-        assert done.stdout.strip() == f"found in {package}", done.stderr
-        assert [path.name for path in folder.iterdir()] == [FOLDER]  # nothing else
+        done = run_setup_cell(given.as_uri(), folder)
+        assert done.stdout.strip() == f"found in {tmp_path / 'site/going_modular'}", done.stderr
+        assert list(folder.iterdir()) == []  # nothing beside the notebook
         given.unlink(missing_ok=True)  # the second time it needs none
-    weights = "going_modular/pretrained/vit_drawn_dishes.safetensors"
-    fetched, ours = (p / weights for p in (folder / FOLDER, CHECKOUT))
-    assert fetched.read_bytes() == ours.read_bytes()
 
 
-def test_opened_in_the_repository_it_fetches_nothing(tmp_path):
-    for name in ("going_modular", "requirements.txt"):
-        copy = shutil.copytree if (CHECKOUT / name).is_dir() else shutil.copy
-        copy(CHECKOUT / name, tmp_path / name)
+def test_opened_in_a_checkout_it_installs_nothing(tmp_path):
+    copy_checkout(tmp_path)
     folder = tmp_path / "notebooks" / "exercises"
-    done = run_setup_cell("", folder, site.getsitepackages())
+    done = run_setup_cell("", folder)
     assert done.stdout.strip() == f"found in {tmp_path / 'going_modular'}", done.stderr
     assert list(folder.iterdir()) == []
 
 
-def test_another_package_of_that_name_is_passed_over(archive, tmp_path):
-    (tmp_path / "going_modular").mkdir()
-    (tmp_path / "going_modular" / "engine.py").touch()  # like the course's
-    done = run_setup_cell(archive.as_uri(), tmp_path, site.getsitepackages())
-    assert FOLDER in done.stdout, done.stderr
+def test_an_installed_package_goes_before_a_checkout(wheel, tmp_path):
+    run_setup_cell(wheel.as_uri(), tmp_path / "notebooks")
+    copy_checkout(tmp_path)
+    done = run_setup_cell("", tmp_path / "notebooks")
+    assert done.stdout.strip() == f"found in {tmp_path / 'site/going_modular'}", done.stderr
+
+
+@pytest.mark.parametrize("names", [["engine.py"], ["__init__.py", "engine.py"]])
+@pytest.mark.parametrize("place", ["installed", "checkout"])
+def test_the_courses_files_beside_the_notebook_are_passed_over(names, place, wheel, tmp_path):
+    """Its going_modular, which has no __init__.py, and its helper_functions.py."""
+    folder = tmp_path / "checkout" / "notebooks"
+    (folder / "going_modular").mkdir(parents=True)
+    for name in names:
+        (folder / "going_modular" / name).touch()
+    (folder / "helper_functions.py").touch()
+    expected = tmp_path / "checkout"
+    if place == "checkout":
+        copy_checkout(expected)
+        shutil.copy(CHECKOUT / "helper_functions.py", expected)
+    else:
+        expected = folder.parent / "site"
+    where = "import importlib.util as u; print(u.find_spec('helper_functions').origin)"
+    for _ in range(2):  # also when it was installed before
+        done = run_setup_cell("" if place == "checkout" else wheel.as_uri(), folder, where)
+        found = [f"found in {expected / 'going_modular'}", str(expected / "helper_functions.py")]
+        assert done.stdout.splitlines() == found, done.stderr
 
 
 @pytest.mark.parametrize(
-    "repository, error",
+    "archive, error",
     [
-        ("", "ImportError: the package going_modular was not found: get the whole"),
-        ("file:///nowhere/at/all.zip", "is there a network?"),
-        ("{tmp}/broken.zip", "not a zip file"),
+        ("", "ImportError: going_modular was not found: get the whole repository"),
+        ("file:///nowhere/at/all.zip", "pip failed: is there a network?"),
+        ("{tmp}/broken.zip", "pip failed: is there a network?"),
     ],
 )
-def test_an_error_says_what_to_do(repository, error, tmp_path):
+def test_an_error_says_what_to_do(archive, error, tmp_path):
     (tmp_path / "broken.zip").write_text("half a download")
-    repository = repository.replace("{tmp}", tmp_path.as_uri())
-    done = run_setup_cell(repository, tmp_path / "x", site.getsitepackages())
+    done = run_setup_cell(archive.replace("{tmp}", tmp_path.as_uri()), tmp_path / "x")
     assert done.returncode and error in done.stderr
     assert list((tmp_path / "x").iterdir()) == []
-
-
-def test_another_notebook_may_be_faster(archive, tmp_path):
-    """It has put its folder in place while this one was still unpacking."""
-    meanwhile = (
-        "import pathlib, shutil, zipfile\n"
-        "def extractall(self, folder, extractall=zipfile.ZipFile.extractall):\n"
-        "    extractall(self, folder)\n"
-        f"    shutil.copytree(next(pathlib.Path(folder).iterdir()), '{FOLDER}')\n"
-        "zipfile.ZipFile.extractall = extractall\n"
-    )
-    cell = hosted.setup_cell(archive.as_uri(), VERSION)
-    done = run_cell(meanwhile + cell, tmp_path, site.getsitepackages())
-    assert FOLDER in done.stdout, done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == [FOLDER]
+    assert list((tmp_path / "site").iterdir()) == []
 
 
 def test_a_download_that_breaks_off_is_an_error_that_says_so(tmp_path):
@@ -209,17 +230,46 @@ def test_a_download_that_breaks_off_is_an_error_that_says_so(tmp_path):
     server = HTTPServer(("127.0.0.1", 0), HalfAFile)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/a.zip"
-    cell = hosted.setup_cell("", VERSION).replace('""', repr(address), 1)
-    done = run_cell(cell, tmp_path, site.getsitepackages())
+    done = run_setup_cell(address, tmp_path / "x", environment={"PIP_RETRIES": "0"}.items())
     server.shutdown()
     server.server_close()
-    assert "is there a network?" in done.stderr and "IncompleteRead" in done.stderr
+    assert done.returncode and "pip failed: is there a network?" in done.stderr
 
 
-def test_installed_without_its_repository_it_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(hosted, "REPOSITORY", tmp_path)
-    with pytest.raises(ImportError, match="pip install --editable"):
-        hosted.install_missing()
+def requirements_of_the_checkout():
+    lines = (CHECKOUT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return {str(Requirement(line)) for line in lines if line and not line.startswith("#")}
+
+
+def test_pip_knows_the_requirements_where_it_installed_the_package(wheel, tmp_path):
+    then = "print(hosted.CHECKOUT, *map(str, hosted.requirements()), sep='\\n')"
+    done = run_setup_cell(wheel.as_uri(), tmp_path / "x", then)
+    _, checkout, *found = done.stdout.splitlines()
+    assert checkout == "None"
+    assert set(found) == requirements_of_the_checkout()
+    assert {str(each) for each in hosted.requirements()} == set(found)
+
+
+def test_a_copy_of_the_package_alone_is_an_error(monkeypatch):
+    monkeypatch.setattr(hosted, "CHECKOUT", None)
+    monkeypatch.setattr(hosted, "PROJECT", "a-project-that-nobody-installed")
+    with pytest.raises(ImportError, match="a copy of the package alone"):
+        hosted.requirements()
+
+
+def test_it_knows_the_checkout_as_the_package_does():
+    assert hosted.CHECKOUT == utils.CHECKOUT
+
+
+def test_it_needs_the_standard_library_and_packaging_only():
+    tree = ast.parse((CHECKOUT / "going_modular/publishing/hosted.py").read_text("utf-8"))
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+    assert names - set(sys.stdlib_module_names) == {"packaging"}
 
 
 def test_what_is_missing_is_installed_but_pytorch_never(monkeypatch, capsys):
@@ -242,8 +292,8 @@ def test_what_is_missing_is_installed_but_pytorch_never(monkeypatch, capsys):
     assert pip == [sys.executable, "-m", "pip", "install", "--quiet"]
     assert {"torchinfo", "safetensors"} <= names
     assert not names & {"torch", "torchvision", "matplotlib", "jupyterlab"}
-    said = capsys.readouterr().out
-    assert "matplotlib 3.1 is here, tested from matplotlib>=3.8" in said
+    printed = capsys.readouterr().out
+    assert "matplotlib 3.1 is installed; the notebooks are tested with matplotlib>=3.8" in printed
     with pytest.raises(ImportError, match="could not install .*no network"):
         hosted.install_missing()
     del installed["torchvision"]
@@ -266,38 +316,31 @@ def host():
     return packages_of(environment)
 
 
-def new_environment(folder):
-    venv.create(folder, clear=True, with_pip=True)
-    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-
-
-def packages_of(environment):
-    return sysconfig.get_path("purelib", "venv", {"base": str(environment)})
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A user's folder for caches, where the pictures are drawn once."""
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", notebooks.NOTEBOOKS, ids=lambda path: path.stem[:2])
-def test_it_runs_alone_in_a_new_environment(path, archive, host, tmp_path, monkeypatch):
-    python = new_environment(tmp_path / "environment")
-    # It sees the host's packages as if they were its own, and installs into itself.
-    (Path(packages_of(tmp_path / "environment")) / "host.pth").write_text(host)
-    kernel = tmp_path / "jupyter" / "kernels" / "alone"
-    kernel.mkdir(parents=True)
-    command = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec = {"argv": command, "display_name": "alone", "language": "python"}
-    (kernel / "kernel.json").write_text(json.dumps(spec))
+def test_it_runs_alone_in_a_new_environment(path, archive, host, cache, tmp_path, monkeypatch):
+    python = new_environment(tmp_path / "environment", host)
+    for name in ("PYTHONPATH", "FOODVISION_DATA"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")
     monkeypatch.setenv("FOODVISION_SIZE", "smoke")
     notebook = nbformat.read(path, as_version=4)
     notebook = notebooks.with_repository(notebook, relative(path), archive.as_uri(), VERSION)
-    notebook.metadata.kernelspec.name = "alone"
+    notebook.metadata.kernelspec.name = make_kernel(python, tmp_path / "jupyter")
     folder = tmp_path / "a path with spaces"
     folder.mkdir()
     nbformat.write(notebook, folder / path.name)
     executed = notebooks.execute(folder / path.name)
-    assert {p.name for p in folder.iterdir()} == {path.name, FOLDER}
+    saved = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert saved - {name for name in saved if name.startswith("build/")} == {path.name}
     setup, first = [c for c in executed.cells if c.cell_type == "code"][:2]
     assert "Installing what is missing: torchinfo" in setup.outputs[0].text
     assert "Images: drawn food (300 pictures)" in first.outputs[0].text

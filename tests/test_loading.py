@@ -23,7 +23,7 @@ from going_modular.images import downloads, transforms
 from going_modular.images.reading import load_image
 from going_modular.model_builder import ViT, create_vit
 from going_modular.utils import CHECKOUT, give_random_values
-from going_modular.vit import backbones, inspect, weights
+from going_modular.vit import backbones, inspect
 from going_modular.vit.backbones import load_pretrained_backbone
 from going_modular.vit.weights import (
     config_from_state_dict,
@@ -477,7 +477,7 @@ def test_the_three_lines_of_the_readme(tmp_path, monkeypatch, capsys, picture):
     exec(code, {})
     image = transforms.evaluation_transform(224)(Image.open("photo.jpg")).unsqueeze(0)
     best = vit.eval()(image).argmax().item()
-    names = weights.ViT_B_16_Weights.DEFAULT.meta["categories"]
+    names = backbones.ViT_B_16_Weights.DEFAULT.meta["categories"]
     assert names[best] in capsys.readouterr().out
 
 
@@ -554,7 +554,7 @@ def test_a_really_pretrained_checkpoint_tells_the_photos_apart(tmp_path, monkeyp
     """By standardised logistic regression on its class token; 75 test photos."""
     monkeypatch.setenv("VIT_WEIGHTS", str(VIT_S_14))
     backbone, transform, _ = load_pretrained_backbone()
-    assert backbone.config.patch_size == 14 and backbone.config.num_heads == 6
+    assert backbone.vit.config.patch_size == 14 and backbone.vit.config.num_heads == 6
     zip_file = SHARED / "data/pizza_steak_sushi.zip"
     folder = downloads.download_data(zip_file, tmp_path / "photos")
     photos = data_setup.FoodImages(folder / "train", folder / "test", None, "photos")

@@ -431,10 +431,8 @@ def test_stochastic_depth_leaves_a_part_out_or_scales_it_up():
 
 def test_stochastic_depth_grows_linearly_with_depth():
     vit = tiny(num_layers=5, stochastic_depth=0.2)
-    assert [block.stochastic_depth for block in vit.encoder] == pytest.approx(
-        [0, 0.05, 0.1, 0.15, 0.2]
-    )
-    assert tiny(num_layers=1, stochastic_depth=0.2).encoder[0].stochastic_depth == 0
+    assert [block.drop_path.p for block in vit.encoder] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+    assert tiny(num_layers=1, stochastic_depth=0.2).encoder[0].drop_path.p == 0
 
 
 def test_start_values():

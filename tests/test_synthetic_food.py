@@ -1,8 +1,9 @@
-"""The drawn food: the same pixels by seed, and a lesson as hard as the photos'."""
+"""The drawn food: the same pixels for a seed, and a task about as hard as the photos."""
 
 import hashlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,11 @@ from going_modular.drawings.dishes import RECIPES, random_dish
 from going_modular.drawings.painting import Material, Scene, Shape
 from going_modular.drawings.pantry import PANTRY
 from going_modular.drawings.synthetic_food import NAMES, draw, draw_scene, make_food_dataset
+from going_modular.images.checksums import read_checksums
 
 DISHES = [*RECIPES, 0, 1, 2, 3]
 REFERENCE = Path(__file__).with_name("drawn_reference.npz")
-# Made anew where the painter is meant to change, by
+# If the painter is meant to change, make the file again with
 #   pictures = {str(dish): np.asarray(draw(dish, np.random.default_rng([8, i]),
 #       (96, 64))) for i, dish in enumerate(DISHES)}
 #   np.savez_compressed(REFERENCE, **pictures)
@@ -52,7 +54,7 @@ def test_the_same_seed_gives_the_same_pixels_in_another_process():
 
 
 def test_the_pixels_are_those_of_the_versions_they_were_made_with():
-    """At most one grey level apart on 0.1 % of the values (NumPy 2.4, Pillow 13)."""
+    """At most one gray level apart on 0.1 % of the values (NumPy 2.4, Pillow 13)."""
     with np.load(REFERENCE) as reference:
         for i, dish in enumerate(DISHES):
             picture = np.asarray(draw(dish, np.random.default_rng([8, i]), (96, 64)))
@@ -73,7 +75,7 @@ def test_pictures_have_the_size_that_is_asked_for(size):
     assert picture.size == ((224, 224) if size == 224 else size)
 
 
-def test_a_dish_without_a_recipe_is_named():
+def test_an_unknown_dish_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="'soup'.*pizza, steak, sushi"):
         draw("soup", np.random.default_rng(0), 32)
 
@@ -95,23 +97,152 @@ def test_the_data_set_has_foodvision_minis_counts_and_photo_like_sizes(drawn):
     assert Image.open(drawn.custom_photo).size == (768, 1024)
 
 
-def test_the_data_set_is_drawn_once_and_again_if_the_code_changes(tmp_path, monkeypatch):
+@pytest.fixture
+def few_drawings(tmp_path, monkeypatch):
+    """A folder with three small drawings, of seed 1."""
     monkeypatch.setattr(synthetic_food, "COUNTS", {"train": {"steak": 2}})
     monkeypatch.setattr(synthetic_food, "LONGER_SIDE", 48)
-    root = make_food_dataset(tmp_path / "food", seed=1)
-    files = sorted(root.rglob("*.jpg"))
-    assert [path.name for path in files] == ["custom.jpg", "000.jpg", "001.jpg"]
-    pixels = files[1].read_bytes()
-    times = [path.stat().st_mtime_ns for path in files]
-    make_food_dataset(root, seed=1)
-    assert [path.stat().st_mtime_ns for path in files] == times
-    (root / synthetic_food.DRAWN_BY).write_text("seed 1, code of last week")
-    make_food_dataset(root, seed=1)
-    assert [path.stat().st_mtime_ns for path in files] != times
-    assert files[1].read_bytes() == pixels
-    make_food_dataset(root, seed=2)
-    assert files[1].read_bytes() != pixels
-    assert [path.name for path in tmp_path.iterdir()] == ["food"]
+    return make_food_dataset(tmp_path / "food", seed=1)
+
+
+def contents(folder):
+    """The content of all files in a folder."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_the_data_set_is_drawn_once(few_drawings, capsys):
+    before, names = contents(few_drawings), ["custom.jpg", "train/steak/000.jpg"]
+    assert sorted(before) == [synthetic_food.CHECKSUMS, *names, "train/steak/001.jpg"]
+    times = [path.stat().st_mtime_ns for path in few_drawings.rglob("*")]
+    capsys.readouterr()
+    make_food_dataset(few_drawings, seed=1)
+    assert [path.stat().st_mtime_ns for path in few_drawings.rglob("*")] == times
+    assert capsys.readouterr().out == ""
+
+
+def test_another_seed_or_other_code_draws_again_in_place(few_drawings, monkeypatch, capsys):
+    before = contents(few_drawings)
+    make_food_dataset(few_drawings, seed=2)
+    other = contents(few_drawings)
+    assert all(other[name] != before[name] for name in before if name != "custom.jpg")
+    make_food_dataset(few_drawings, seed=1)
+    assert contents(few_drawings) == before
+    capsys.readouterr()
+    monkeypatch.setattr(synthetic_food, "signature", lambda seed: f"seed {seed}, code of today")
+    make_food_dataset(few_drawings, seed=1)
+    assert "food is drawn again: another seed or other code" in capsys.readouterr().out
+    assert b"code of today" in contents(few_drawings)[synthetic_food.CHECKSUMS]
+    assert [path.name for path in few_drawings.parent.iterdir()] == ["food"]  # none was kept
+
+
+def remove(folder):
+    (folder / "train/steak/001.jpg").unlink()
+    return "train/steak/001.jpg"
+
+
+def damage(folder):
+    path = folder / "train/steak/000.jpg"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    return "train/steak/000.jpg"
+
+
+def add(folder):
+    (folder / "train/steak/mine.jpg").write_bytes(b"my own photo")
+    return "train/steak/mine.jpg"
+
+
+def forget(folder):
+    (folder / synthetic_food.CHECKSUMS).unlink()
+    return synthetic_food.CHECKSUMS
+
+
+def spoil_the_list(folder):
+    (folder / synthetic_food.CHECKSUMS).write_bytes(b"\xff\nnonsense")
+    return ""
+
+
+@pytest.mark.parametrize("change", [remove, damage, add, forget, spoil_the_list])
+def test_drawings_are_not_trusted_by_their_stamp_alone(few_drawings, change, capsys):
+    """A missing, damaged or extra file: drawn again, said, and nothing is lost."""
+    before = contents(few_drawings)
+    name = change(few_drawings)
+    changed = contents(few_drawings)
+    capsys.readouterr()
+    make_food_dataset(few_drawings, seed=1)
+    assert contents(few_drawings) == before
+    said = capsys.readouterr().out
+    assert "food is drawn again:" in said and name in said
+    (kept,) = few_drawings.parent.glob("food.replaced-*/food")
+    assert contents(kept) == changed and str(kept) in said
+
+
+def test_hidden_files_of_a_file_manager_do_not_count(few_drawings, capsys):
+    (few_drawings / "train/.DS_Store").write_bytes(b"")
+    capsys.readouterr()
+    make_food_dataset(few_drawings, seed=1)
+    assert capsys.readouterr().out == ""
+
+
+def test_three_hundred_drawings_are_checked_in_a_moment(drawn):
+    root = drawn.train_dir.parent
+    began = time.perf_counter()
+    assert synthetic_food.fault_of_drawings(root, seed=42) == ""
+    assert time.perf_counter() - began < 1
+    assert len(read_checksums(root / synthetic_food.CHECKSUMS)) == 301
+
+
+CODE = '''"""Draws."""
+
+import numpy as np
+from package.painting import Scene
+
+
+class Brush:
+    """A brush."""
+
+    width = 3  # pixels
+
+    def paint(self, scene):
+        """Paint a line."""
+        return scene + self.width
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("package.painting import Scene", "package.drawings.painting import Scene", True),
+        ("import numpy as np\n", "", True),
+        ('"""Draws."""', '"""Draws a lot, and well."""', True),
+        ('"""A brush."""', '"""A wide brush."""', True),
+        ('        """Paint a line."""\n', "", True),
+        ("  # pixels", "", True),
+        ("(self, scene):", "(\n        self,\n        scene,\n    ):", True),
+        ("width = 3", "width = 4", False),
+        ("scene + self", "scene - self", False),
+        ('"""Paint a line."""', 'scene = "Paint a line."', False),
+    ],
+)
+def test_only_code_that_draws_counts_in_the_signature(old, new, same):
+    assert CODE.count(old) == 1
+    changed = synthetic_food.drawing_code(CODE.replace(old, new))
+    assert (changed == synthetic_food.drawing_code(CODE)) == same
+
+
+def test_all_that_draws_is_in_the_signature(monkeypatch):
+    """One number changed in any of the four files changes it."""
+    signatures = [synthetic_food.signature(1), synthetic_food.signature(2)]
+    read = Path.read_text
+    for module in ("painting", "pantry", "dishes", "synthetic_food"):
+
+        def read_changed(path, *args, name=f"{module}.py", **options):
+            text = read(path, *args, **options)
+            return text + "\nEXTRA = 1\n" if path.name == name else text
+
+        monkeypatch.setattr(Path, "read_text", read_changed)
+        signatures.append(synthetic_food.signature(1))
+    assert len(set(signatures)) == 6
 
 
 def color_histogram(path):
@@ -120,8 +251,8 @@ def color_histogram(path):
     return np.sqrt(counts.ravel() / counts.sum())
 
 
-def test_colours_alone_tell_as_much_as_they_do_for_photos(drawn):
-    """0.61 on the photos; much more would be a lesson about colours."""
+def test_colors_alone_tell_as_much_as_they_do_for_photos(drawn):
+    """They give 0.61 on the photos. Much more would make the task one of colors."""
     paths = sorted(drawn.train_dir.parent.glob("*/*/*.jpg"))
     features = np.array([color_histogram(path) for path in paths])
     labels = [path.parent.name for path in paths]
@@ -131,7 +262,7 @@ def test_colours_alone_tell_as_much_as_they_do_for_photos(drawn):
     assert len(paths) == 300 and 0.50 <= score <= 0.70
 
 
-# What the painter promises
+# The painter
 
 
 @pytest.mark.parametrize("kind", ["disc", "slab", "leaf", "ring", "slice"])
@@ -170,8 +301,7 @@ def test_each_pixel_is_labelled_with_what_lies_on_top():
     assert abs(area[1:].sum() - np.pi * 0.75**2) < 0.05
 
 
-def test_a_dish_without_a_recipe_is_made_of_things_with_names():
-    """Many of them show all that there is, and nothing else."""
+def test_random_dishes_show_everything_that_has_a_name_and_nothing_else():
     shown = set()
     for seed in range(150):
         scene = draw_scene(seed, np.random.default_rng(seed), (32, 32))
@@ -192,5 +322,5 @@ def test_an_ingredient_keeps_its_name_in_all_its_looks():
 def test_painting_beside_the_canvas_changes_nothing():
     scene = Scene(np.random.default_rng(0), (60, 60))
     scene.canvas[:] = 0.5
-    scene.paint(Shape("disc", 0.2, 0.2), Material((1.0, 0.0, 0.0)), at=(9, 9))
+    scene.paint(Shape("disc", 0.2, 0.2), Material((1.0, 0.0, 0.0)), center=(9, 9))
     assert (scene.canvas == 0.5).all()

@@ -11,7 +11,8 @@ import requests
 from going_modular.publishing import notebooks
 from going_modular.utils import CHECKOUT
 
-PAGES = [*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/**/*.md"), *CHECKOUT.glob("models/*.md")]
+PRETRAINED = CHECKOUT / "going_modular/pretrained/README.md"
+PAGES = [*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/**/*.md"), PRETRAINED]
 ALL = notebooks.NOTEBOOKS + notebooks.EXERCISES + notebooks.SOLUTIONS
 
 

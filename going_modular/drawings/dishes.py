@@ -1,7 +1,8 @@
-"""What is on a plate: a grammar of dishes, three of them by hand, and any number more.
+"""A grammar of dishes: three written by hand, and any number of random ones.
 
-A `Piece` (a shape of some material) carries layers, a `Layer` says how many pieces lie
-where on it, and each of those carries layers again: dough, sauce, cheese, basil.
+A `Piece` is a shape of some material, and has layers on top. A `Layer` says how many
+pieces lie on it, and where. Each of these may have layers again: dough, sauce, cheese,
+basil.
 """
 
 from collections.abc import Callable
@@ -61,7 +62,7 @@ Layers = tuple["Layer", ...]
 
 @dataclass(frozen=True)
 class Piece:
-    """Something with a shape, a material, a height, and layers of pieces on top."""
+    """A shape of some material and height, with layers of pieces on top."""
 
     shape: Shape
     material: Material
@@ -71,38 +72,39 @@ class Piece:
 
 @dataclass(frozen=True)
 class Layer:
-    """How many pieces lie where on the piece below.
+    """Pieces of one kind that lie on the piece below.
 
     Attributes:
-        piece: what lies there.
-        layout: "scatter" (apart from each other), "pile" (upon each other), "row",
-            "grid", "ring" (around the edge), "spokes" (from the centre) or "one".
-        count: the least and the largest number of pieces.
-        spread: how far out they go; 1 is the edge of the piece below.
-        at: the layer's centre, in table units from the piece's.
-        turn: angle to the piece below in radians; None for any.
+        piece: the kind of piece.
+        layout: "scatter" for pieces apart from each other, "pile" for pieces on top of
+            each other, "row", "grid", "ring" for a circle along the edge, "spokes" for
+            pieces that point outward, or "one" for the middle.
+        count: the smallest and the largest number of pieces.
+        spread: how far out the pieces lie; 1 is the edge of the piece below.
+        center: of the layer, in table units from the center of the piece below.
+        turn: angle to the piece below in radians, or None for any angle.
     """
 
     piece: Piece
     layout: str = "scatter"
     count: tuple[int, int] = (1, 1)
     spread: float = 0.75
-    at: tuple[float, float] = (0.0, 0.0)
+    center: tuple[float, float] = (0.0, 0.0)
     turn: float | None = None
 
 
-def place(scene: Scene, piece: Piece, at=(0.0, 0.0), angle=0.0, base=0.0) -> None:
-    """Paint a piece, and on it its layers."""
-    scene.paint(piece.shape, piece.material, at, angle, base, piece.height)
-    lay(scene, piece.layers, piece.shape, at, angle, base + piece.height)
+def place(scene: Scene, piece: Piece, center=(0.0, 0.0), angle=0.0, base=0.0) -> None:
+    """Paint a piece, and its layers on top."""
+    scene.paint(piece.shape, piece.material, center, angle, base, piece.height)
+    place_layers(scene, piece.layers, piece.shape, center, angle, base + piece.height)
 
 
-def lay(scene: Scene, layers: Layers, below: Shape, at, angle, base) -> None:
-    """Paint layers on a shape that is there, each from the back to the front."""
+def place_layers(scene: Scene, layers: Layers, below: Shape, center, angle, base) -> None:
+    """Paint layers on a shape, and the pieces of each layer from back to front."""
     cos, sin = np.cos(angle), np.sin(angle)
     for layer in layers:
         spots = [
-            (rise, at[1] + x * sin + y * cos, at[0] + x * cos - y * sin, angle + turn)
+            (rise, center[1] + x * sin + y * cos, center[0] + x * cos - y * sin, angle + turn)
             for x, y, rise, turn in positions(layer, below, scene.rng)
         ]
         for rise, y, x, turn in sorted(spots):
@@ -110,18 +112,19 @@ def lay(scene: Scene, layers: Layers, below: Shape, at, angle, base) -> None:
 
 
 def positions(layer: Layer, below: Shape, rng) -> list[tuple[float, ...]]:
-    """(x, y, rise, angle) of each piece of a layer, in the axes of the piece below."""
+    """Return (x, y, rise, angle) of each piece of a layer, relative to the piece below."""
     count = int(rng.integers(layer.count[0], layer.count[1] + 1))
     half = np.array([below.length, below.width]) / 2 * layer.spread
     shape = layer.piece.shape
     turns = rng.uniform(0, 2 * np.pi, count)
     if layer.turn is not None:
         turns = layer.turn + rng.normal(0, 0.03, count)
-    rise = np.zeros(count)
+    spots: np.ndarray
+    rise: np.ndarray = np.zeros(count)
     if layer.layout == "one":
         spots = rng.normal(0, 0.01, (count, 2))
     elif layer.layout == "scatter":
-        spots = apart(count, below, layer.spread, rng)
+        spots = scattered_spots(count, below, layer.spread, rng)
     elif layer.layout == "pile":
         spots = rng.normal(0, 0.45, (count, 2)) * half
         rise = np.linspace(0, layer.piece.height * min(count - 1, 6) * 0.4, count)
@@ -142,13 +145,16 @@ def positions(layer: Layer, below: Shape, rng) -> list[tuple[float, ...]]:
         around = 2 * np.pi * (np.arange(count) / count) + rng.uniform(0, 2 * np.pi)
         spots = np.stack([np.cos(around), np.sin(around)], axis=1) * half
         turns = around + (np.pi / 2 if layer.layout == "ring" else 0)
-    spots = spots + np.array(layer.at)
-    places = zip(spots, rise, turns, strict=False)  # a scatter may find less room
+    spots = spots + np.array(layer.center)
+    places = zip(spots, rise, turns, strict=False)  # scattered pieces may be fewer than `count`
     return [(*spot, up, turn) for spot, up, turn in places]
 
 
-def apart(count: int, below: Shape, spread: float, rng) -> np.ndarray:
-    """Places on a shape, each the farthest of a few tries from those before it."""
+def scattered_spots(count: int, below: Shape, spread: float, rng) -> np.ndarray:
+    """Return up to `count` places (x, y) on a shape.
+
+    Each place is the one of four tries that is farthest from all places before it.
+    """
     tries = (rng.random((max(count, 1) * 12, 2)) * 2 - 1) * below.extent(0.0)
     inside = below.distance(tries[:, 0], tries[:, 1])
     tries = tries[inside > (1 - spread) * min(below.length, below.width) / 2]
@@ -156,9 +162,9 @@ def apart(count: int, below: Shape, spread: float, rng) -> np.ndarray:
     for start in range(1, max(1, len(tries) - 4), 4):
         if len(chosen) == count:
             break
-        few = tries[start : start + 4]
-        gaps = np.linalg.norm(few[:, None] - np.array(chosen)[None], axis=2).min(axis=1)
-        chosen.append(few[gaps.argmax()])
+        four = tries[start : start + 4]
+        gaps = np.linalg.norm(four[:, None] - np.array(chosen)[None], axis=2).min(axis=1)
+        chosen.append(four[gaps.argmax()])
     return np.array(chosen[:count]).reshape(-1, 2)
 
 
@@ -166,7 +172,7 @@ def apart(count: int, below: Shape, spread: float, rng) -> np.ndarray:
 
 
 def disc(size: float, material: Material, height=0.03, lump=0.0, width=None, **shape) -> Piece:
-    """A round piece, or an oval one of another width."""
+    """Return a round piece, or an oval one if a width is given."""
     outline = Shape("disc", size, width or size, lump=lump, **shape)
     return Piece(outline, material, height)
 
@@ -174,18 +180,18 @@ def disc(size: float, material: Material, height=0.03, lump=0.0, width=None, **s
 def strip(
     length: float, width: float, material: Material, height=0.03, corner=None, **shape
 ) -> Piece:
-    """A long piece, with round ends unless a corner's radius is given."""
-    corner = width / 2 if corner is None else corner  # 0 is a sharp corner
+    """Return a long piece. Its ends are round unless the radius of a corner is given."""
+    corner = width / 2 if corner is None else corner  # 0 makes sharp corners
     return Piece(Shape("slab", length, width, corner, **shape), material, height)
 
 
 def leaf(length: float, width: float, material: Material, **shape) -> Piece:
-    """A leaf."""
+    """Return a leaf."""
     return Piece(Shape("leaf", length, width, **shape), material, 0.015)
 
 
 def ring(size: float, thickness: float, material: Material, height=0.025) -> Piece:
-    """A ring."""
+    """Return a ring."""
     return Piece(Shape("ring", size, size, thickness), material, height)
 
 
@@ -194,7 +200,7 @@ SPEAR = Piece(
     Shape("slab", 0.6, 0.05, 0.025, taper=0.35),
     ASPARAGUS,
     0.04,
-    (Layer(leaf(0.12, 0.05, ROCKET), "row", (1, 1), at=(0.26, 0.0), turn=0.0),),
+    (Layer(leaf(0.12, 0.05, ROCKET), "row", (1, 1), center=(0.26, 0.0), turn=0.0),),
 )
 ROSEMARY = Piece(
     Shape("slab", 0.42, 0.014, 0.007, bend=0.12),
@@ -209,7 +215,7 @@ SALAD_LEAF = Piece(Shape("disc", 0.3, 0.2, lump=0.05, lump_size=0.07), SALAD, 0.
 PAT = strip(0.17, 0.15, BUTTER, 0.05, corner=0.03)
 ROCKET_LEAF = leaf(0.2, 0.06, ROCKET, lump=0.02, lump_size=0.04)
 
-# Beside a steak, or in a dish without a name; chosen by position, as from the PANTRY
+# Side dishes of steaks and of random dishes. They are chosen by position, as in PANTRY.
 SIDES = {
     "fries": (FRY, "pile", (16, 26), 0.5),
     "asparagus": (SPEAR, "row", (4, 6), 0.5),
@@ -223,18 +229,18 @@ SIDES = {
 }
 
 
-def side(name: str, at: tuple[float, float]) -> Layer:
-    """A side dish at a place of the plate."""
+def side(name: str, center: tuple[float, float]) -> Layer:
+    """Return a side dish, to be put on the plate around a center."""
     piece, layout, count, spread = SIDES[name]
     turn = 1.2 if layout == "row" else None
-    return Layer(piece, layout, count, spread, at, turn)
+    return Layer(piece, layout, count, spread, center, turn)
 
 
-# Three dishes by hand
+# Three dishes written by hand
 
 
 def pizza(rng) -> Layers:
-    """A whole pizza, one with a slice missing, a half, or slices."""
+    """Return a whole pizza, one without a slice, half a pizza, or slices."""
     crust, sauce, melted = (
         varied(rng, pick(rng, PANTRY[name])) for name in ("bread", "tomato sauce", "melted cheese")
     )
@@ -250,9 +256,9 @@ def pizza(rng) -> Layers:
             shape = Shape("disc", 2 * size, 2 * size, lump=lump)
         return Piece(shape, material, height, layers)
 
-    def on_top(scale, below):  # slices of two sizes have their tips in one place
+    def on_top(scale, below):  # the tips of slices of two sizes lie in one place
         back = radius * (below - scale) / 2 if sliced else 0.0
-        return {"layout": "one", "at": (-back, 0.0), "turn": 0.0}
+        return {"layout": "one", "center": (-back, 0.0), "turn": 0.0}
 
     toppings = tuple(
         Layer(piece, "scatter", (low // 3 + 1, high // 3 + 1) if sliced else (low, high))
@@ -265,7 +271,7 @@ def pizza(rng) -> Layers:
     whole = disc_or_slice(1.0, crust, 0.07, (Layer(red, **on_top(0.87, 1.0)),))
     if form == "slices":
         return (Layer(whole, "ring", (2, 4), 0.42),)
-    return (Layer(whole, "one", at=tuple(rng.normal(0, 0.06, 2))),)
+    return (Layer(whole, "one", center=tuple(rng.normal(0, 0.06, 2))),)
 
 
 CUT = strip(0.72, 0.012, plain("8a4a20"), 0.0)
@@ -294,7 +300,7 @@ PIZZA_TOPPINGS = [
 
 
 def steak(rng) -> Layers:
-    """A steak, whole or with its bone, or cut into slices; up to three side dishes."""
+    """Return a steak with up to three side dishes: whole, with a bone, or in slices."""
     meat = varied(rng, pick(rng, PANTRY["seared meat"]))
     cut = pick(rng, ["whole", "whole", "T-bone", "rib", "slices", "slices"])
     if cut == "slices":
@@ -302,7 +308,7 @@ def steak(rng) -> Layers:
     else:
         food, size = steak_in_one(rng, meat, bone=cut == "T-bone")
 
-    # The steak lies on one side of the plate, what comes with it on the other.
+    # The steak lies on one side of the plate, the side dishes on the other.
     names = list(rng.permutation(list(SIDES))[: rng.integers(0, 4)])
     start = rng.uniform(0, 2 * np.pi)
     angles = start + 1.1 * np.arange(len(names))
@@ -312,18 +318,18 @@ def steak(rng) -> Layers:
     ]
     opposite = start + 0.55 * (len(names) - 1) + np.pi
     far = 0.24 if names else 0.0
-    at = np.array([far * np.cos(opposite), far * np.sin(opposite)])
+    center = np.array([far * np.cos(opposite), far * np.sin(opposite)])
     turn = opposite + np.pi / 2 + rng.normal(0, 0.3)
     if cut == "rib":
         rib = strip(0.55, 0.11, BONE, 0.07, bend=0.1, taper=0.2)
-        tip = at + 0.62 * size * np.array([np.cos(turn), np.sin(turn)])
-        layers.append(Layer(rib, "one", at=tuple(tip), turn=turn))
-    layers.append(Layer(food, "one", at=tuple(at), turn=turn))
+        tip = center + 0.62 * size * np.array([np.cos(turn), np.sin(turn)])
+        layers.append(Layer(rib, "one", center=tuple(tip), turn=turn))
+    layers.append(Layer(food, "one", center=tuple(center), turn=turn))
     return tuple(layers)
 
 
 def steak_in_one(rng, meat: Material, bone: bool) -> tuple[Piece, float]:
-    """An uncut steak with something on top, and its length."""
+    """Return an uncut steak with something on top, and its length."""
     size = rng.uniform(0.95, 1.25)
     outline = Shape(
         "disc",
@@ -334,10 +340,10 @@ def steak_in_one(rng, meat: Material, bone: bool) -> tuple[Piece, float]:
         lump=0.06,
         lump_size=0.3,
     )
-    layers = ()
+    layers: Layers = ()
     if bone:
         long, short = (strip(length, 0.06, BONE, 0.012, bend=0.1) for length in (0.75 * size, 0.28))
-        stem = Layer(short, "one", at=(0.1, 0.12), turn=1.5)
+        stem = Layer(short, "one", center=(0.1, 0.12), turn=1.5)
         layers = (Layer(long, "one", turn=0.1), stem)
     layers += pick(
         rng,
@@ -355,19 +361,19 @@ def steak_in_one(rng, meat: Material, bone: bool) -> tuple[Piece, float]:
 
 
 def steak_in_slices(rng, meat: Material) -> Piece:
-    """Slices in their juice, pink inside, perhaps with the end that is not yet cut."""
+    """Return slices, pink inside, in their juice. The uncut end may lie beside them."""
     pink = varied(rng, pick(rng, PANTRY["pink meat"]))
     inside = replace(pink, rim=meat.second, rim_width=0.045)
     one = Piece(Shape("slab", 0.17, 0.55, 0.07, lump=0.02), inside, 0.08)
-    layers = (Layer(one, "row", (6, 9), 0.9, turn=0.12),)
+    layers: Layers = (Layer(one, "row", (6, 9), 0.9, turn=0.12),)
     if rng.random() < 0.5:
         end = Piece(Shape("disc", 0.5, 0.56, lump=0.04), meat, 0.11)
-        layers += (Layer(end, "one", at=(0.55, 0.0)),)
+        layers += (Layer(end, "one", center=(0.55, 0.0)),)
     return Piece(Shape("disc", 1.2, 0.62, lump=0.08), SAUCE, 0.0, layers)
 
 
 def sushi(rng) -> Layers:
-    """Rows of nigiri, maki, rolls with rice outside, or all of them on a platter."""
+    """Return rows of nigiri, of maki, of rolls with rice outside, or of several kinds."""
     kinds = pick(
         rng,
         [
@@ -383,24 +389,24 @@ def sushi(rng) -> Layers:
     step = 0.62 if kinds == [nigiri, nigiri] else 0.92 / rows
     layers = []
     for row, kind in enumerate(kinds):
-        at = (-0.14, (row - (rows - 1) / 2) * step)
+        center = (-0.14, (row - (rows - 1) / 2) * step)
         count = (3, 5) if kind is nigiri else (4, 6)
         turn = 1.3 if kind is nigiri else rng.uniform(0, 3)
-        layers.append(Layer(kind(rng), "row", count, 0.72, at, turn))
+        layers.append(Layer(kind(rng), "row", count, 0.72, center, turn))
     if rng.random() < 0.7:
         x, y = 0.74, rng.uniform(-0.3, 0.1)
         wasabi = disc(0.16, WASABI, 0.07, 0.03)
         ginger = Piece(Shape("disc", 0.16, 0.12, lump=0.02), GINGER, 0.012)
-        layers.append(Layer(wasabi, "one", at=(x, y)))
+        layers.append(Layer(wasabi, "one", center=(x, y)))
         layers.append(Layer(ginger, "pile", (6, 9), 0.14, (x - 0.04, y + 0.26)))
     return tuple(layers)
 
 
 def nigiri(rng) -> Piece:
-    """A slice of fish on a finger of rice."""
+    """Return a slice of fish, omelette or shrimp on a finger of rice."""
     fish = pick(rng, [SALMON, SALMON, TUNA, SHRIMP, OMELETTE, EEL, BREAM])
     shape = Shape("slab", 0.6, 0.26, 0.1, bend=0.08, taper=-0.1, lump=0.008)
-    band = ()
+    band: Layers = ()
     if fish in (OMELETTE, EEL):
         shape = Shape("slab", 0.58, 0.25, 0.03)
         band = (Layer(strip(0.08, 0.27, NORI, 0.004, corner=0.0), "one", turn=0.0),)
@@ -410,20 +416,20 @@ def nigiri(rng) -> Piece:
 
 
 def filling(rng, size: float) -> Layers:
-    """What is in the middle of a roll."""
+    """Return the filling in the middle of a roll: one ingredient or two."""
     kinds = [SALMON, TUNA, CUCUMBER, AVOCADO, OMELETTE, CARROT]
     if rng.random() < 0.5:
         one = disc(size, replace(pick(rng, kinds), texture="blotch"), 0.005, 0.01)
         return (Layer(one, "one"),)
     first, second = (replace(kinds[i], texture="blotch") for i in rng.permutation(len(kinds))[:2])
     return tuple(
-        Layer(strip(size, size * 0.5, material, 0.005, corner=0.02), "one", at=at, turn=0.0)
-        for material, at in [(first, (0.0, -size * 0.28)), (second, (0.0, size * 0.28))]
+        Layer(strip(size, size * 0.5, material, 0.005, corner=0.02), "one", center=center, turn=0.0)
+        for material, center in [(first, (0.0, -size * 0.28)), (second, (0.0, size * 0.28))]
     )
 
 
 def maki(rng) -> Piece:
-    """A slice of a roll: seaweed, rice, a filling."""
+    """Return a slice of a roll: a filling in rice in seaweed."""
     size = rng.uniform(0.26, 0.36)
     rice = replace(RICE, cell=(0.035, 0.014), bevel=0.02)
     white = replace(disc(size * 0.88, rice, 0.003), layers=filling(rng, size * 0.36))
@@ -431,7 +437,7 @@ def maki(rng) -> Piece:
 
 
 def uramaki(rng) -> Piece:
-    """A slice of a roll with the rice outside, in sesame or roe."""
+    """Return a slice of a roll with rice outside, and perhaps seeds, or with roe outside."""
     size = rng.uniform(0.34, 0.42)
     coat = pick(rng, [RICE, RICE, ROE])
     outside = replace(
@@ -445,7 +451,7 @@ def uramaki(rng) -> Piece:
     middle = disc(size * 0.5, replace(RICE, cell=(0.03, 0.012)), 0.001)
     middle = replace(middle, layers=filling(rng, size * 0.36))
     black = replace(disc(size * 0.62, NORI, 0.002), layers=(Layer(middle, "one"),))
-    layers = (Layer(black, "one"),)
+    layers: Layers = (Layer(black, "one"),)
     if coat is RICE and rng.random() < 0.6:
         seed = leaf(0.035, 0.016, pick(rng, [SESAME, OLIVE]))
         layers += (Layer(seed, "ring", (9, 14), 0.82),)
@@ -453,7 +459,7 @@ def uramaki(rng) -> Piece:
 
 
 def gunkan(rng) -> Piece:
-    """Roe in a little boat of seaweed."""
+    """Return roe in a little boat of seaweed."""
     inside = Piece(Shape("disc", 0.36, 0.22), ROE, 0.03)
     return Piece(Shape("disc", 0.42, 0.27), NORI, 0.18, (Layer(inside, "one", turn=0.0),))
 
@@ -461,11 +467,11 @@ def gunkan(rng) -> Piece:
 RECIPES: dict[str, Callable[..., Layers]] = {"pizza": pizza, "steak": steak, "sushi": sushi}
 
 
-# Any number of other dishes
+# Any number of random dishes
 
 
 def random_shape(rng, size: float) -> Shape:
-    """Any shape, about `size` long."""
+    """Return a random shape, about `size` long."""
     kind = pick(rng, ["disc", "disc", "slab", "slab", "leaf", "ring", "slice"])
     width = size * rng.uniform(0.25, 1.0)
     if kind in ("ring", "slice") or rng.random() < 0.25:
@@ -484,7 +490,7 @@ def random_shape(rng, size: float) -> Shape:
 
 
 def random_toppings(rng, size: float, room: int) -> Layers:
-    """Up to three layers of smaller pieces, at most `room` in each."""
+    """Return up to three layers of smaller pieces, with at most `room` pieces in each."""
     layers = []
     for _ in range(rng.integers(0, 4) if room > 1 else 0):
         if rng.random() < 0.25:  # a cover: sauce, cheese, icing
@@ -503,7 +509,7 @@ def random_toppings(rng, size: float, room: int) -> Layers:
 
 
 def random_piece(rng, size: float, room: int = 24) -> Piece:
-    """Any piece, about `size` long; `room` limits the pieces in each layer on it."""
+    """Return a random piece, about `size` long, with at most `room` pieces in each layer."""
     shape = random_shape(rng, size)
     height = min(size * rng.uniform(0.02, 0.5), 0.3)
     layers = random_toppings(rng, size, room)
@@ -515,9 +521,9 @@ def random_piece(rng, size: float, room: int = 24) -> Piece:
 
 
 def random_dish(seed: int) -> Layers:
-    """The dish that belongs to a seed: the same pieces and materials every time."""
+    """Return the dish of a seed. It has the same pieces and materials every time."""
     rng = np.random.default_rng(seed)
-    layers = []
+    layers: list[Layer] = []
     for _ in range(rng.integers(1, 4)):
         count = pick(rng, [(1, 1), (2, 3), (3, 6), (5, 12), (10, 24)])
         size = rng.uniform(1.0, 1.7) / np.sqrt(count[1]) ** 0.9
@@ -525,9 +531,9 @@ def random_dish(seed: int) -> Layers:
         if count[1] > 1:
             layout = pick(rng, ["scatter", "pile", "row", "grid", "ring"])
         turn = rng.uniform(0, np.pi) if rng.random() < 0.5 else None
-        at = tuple(rng.normal(0, 0.05 + 0.25 * len(layers), 2))
+        x, y = rng.normal(0, 0.05 + 0.25 * len(layers), 2)
         piece = random_piece(rng, size, 24 // count[1])
-        layers.append(Layer(piece, layout, count, rng.uniform(0.5, 0.75), at, turn))
+        layers.append(Layer(piece, layout, count, rng.uniform(0.5, 0.75), (x, y), turn))
     if rng.random() < 0.4:
         around = rng.uniform(0, 2 * np.pi)
         name = pick(rng, list(SIDES))

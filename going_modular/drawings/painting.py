@@ -1,7 +1,7 @@
-"""A small painter: lit, textured shapes on a table, seen by a tilted camera.
+"""A small painter: it shows lit, textured shapes on a table as a tilted camera sees them.
 
-Everything is measured in table units; a plate is about 1.8 of them wide. NumPy and
-Pillow do the work, and every random number comes from the scene's generator.
+Lengths are in table units. A plate is about 1.8 units wide. NumPy and Pillow do the
+work, and every random number comes from the generator of the scene.
 """
 
 from dataclasses import dataclass
@@ -12,28 +12,29 @@ from PIL import Image, ImageDraw, ImageFilter
 
 Color = tuple[float, float, float]
 TEXTURES = ("blotch", "spots", "marble", "stripes", "lines", "check", "rings", "grains", "beads")
-CELLS, DOTS = 96, 8  # a sheet of texture has 96 x 96 cells of 8 x 8 dots
+CELLS, DOTS = 96, 8  # a texture sheet has 96 × 96 cells of 8 × 8 pixels
 
 
 def rgb(code: str) -> Color:
-    """A colour between 0 and 1 from hexadecimal digits, "ff8000" for orange."""
-    return tuple(int(code[i : i + 2], 16) / 255 for i in (0, 2, 4))
+    """Return a color from hexadecimal digits, for example orange from "ff8000"."""
+    red, green, blue = (int(code[i : i + 2], 16) / 255 for i in (0, 2, 4))
+    return red, green, blue
 
 
 @dataclass(frozen=True)
 class Shape:
-    """An outline around (0, 0), long in x, as a field of distances to its edge.
+    """An outline around (0, 0) that extends along x, given by the distance to its edge.
 
     Attributes:
-        kind: "disc" (an ellipse), "slab" (a rectangle with round corners), "leaf",
-            "ring" or "slice" (a sector; the length is its radius).
-        length, width: along x and y.
-        corner: radius of a slab's corners, or the thickness of a ring.
-        opening: of a slice, in degrees; above 180 it is a disc with a piece missing.
+        kind: "disc" for an ellipse, "slab" for a rectangle with round corners, "leaf",
+            "ring", or "slice" for a sector with `length` as its radius.
+        length, width: size along x and y.
+        corner: radius of a slab's corners, or thickness of a ring.
+        opening: angle of a slice in degrees. Above 180 it is a disc with a piece missing.
         bend: how far the ends curve to one side.
-        taper: how much narrower than its middle it is at the left, and wider at the
-            right; between -1 and 1.
-        lump: how far the outline wanders, over distances of `lump_size`.
+        taper: how much narrower the left end is than the middle, and how much wider the
+            right end is; between -1 and 1.
+        lump: how far the outline deviates, over distances of `lump_size`.
     """
 
     kind: str
@@ -47,7 +48,7 @@ class Shape:
     lump_size: float = 0.25
 
     def extent(self, angle: float) -> np.ndarray:
-        """How far the shape, turned by an angle, reaches at most in x and in y."""
+        """Return the largest x and y that the shape can reach when it is turned by an angle."""
         long, wide = self.length / 2, self.width / 2 * (1 + abs(self.taper))
         wide += abs(self.bend) * self.length / 2
         if self.kind == "slice":
@@ -56,7 +57,7 @@ class Shape:
         return np.array([long * cos + wide * sin, long * sin + wide * cos]) + self.lump
 
     def distance(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """How far inside the edge each point is; negative outside. Broadcasts."""
+        """Return how far each point (u, v) is inside the edge. It is negative outside."""
         a, b = self.length / 2, self.width / 2
         if self.bend:
             v = v - 2 * self.bend * (u * u / a - a / 2)
@@ -83,22 +84,23 @@ class Shape:
 
 @dataclass(frozen=True)
 class Material:
-    """How a surface looks: two colours mixed by a texture, an edge, relief and shine.
+    """The look of a surface: two colors mixed by a texture, an edge, relief and gloss.
 
     Attributes:
-        color, second: mixed by the texture; `second` alone where it is 1.
-        texture: "blotch", "spots", "marble" (veins), "stripes", "lines" (narrow
-            stripes), "check", "rings" (along the outline), "grains" (short strokes)
-            or "beads".
-        cell: size of the texture's parts along and across the shape; the first number
-            alone is the distance between waves, and the size of grains and beads.
-        amount: the largest part of `second` in the mixture.
-        rim, rim_width: another colour along the edge.
-        bevel: how far from the edge the surface curves down.
-        bump: how much of the texture is relief.
-        gloss: strength of the light's reflection.
-        side: colour of the sides; a darker `rim` or `color` without it.
-        name: what it is; see `Scene.names`.
+        color, second: the two colors. Where the texture is 0, only `color` shows; where
+            it is 1, the share of `second` is `amount`.
+        texture: "blotch", "spots", "marble" for veins, "stripes", "lines" for narrow
+            stripes, "check", "rings" for stripes along the outline, "grains" for short
+            strokes, or "beads".
+        cell: size of the texture's parts along and across the shape. Waves, grains and
+            beads use only the first number.
+        amount: the largest share of `second` in the mixture.
+        rim, rim_width: color and width of the edge.
+        bevel: the distance from the edge over which the surface curves down.
+        bump: how deep the texture's relief is.
+        gloss: how strongly the surface reflects the lamp.
+        side: color of the sides. Without it they are a darker `rim` or `color`.
+        name: what the material is; see `Scene.names`.
     """
 
     color: Color
@@ -117,20 +119,20 @@ class Material:
 
 @cache
 def sheet(kind: str) -> Image.Image:
-    """A large piece of texture, the same every time, to cut pieces from.
+    """Return a large sheet of texture to cut pieces from. It is the same every time.
 
-    "noise" is smooth and random, with details of a third of a cell; "grains" are short
-    strokes in all directions, a cell long; "beads" are balls of a cell's size. Values
-    are between 0 and about 1.
+    "noise" is smooth and random, with details of a third of a cell. "grains" are short
+    strokes in all directions, as long as a cell. "beads" are balls as large as a cell.
+    Values lie between 0 and about 1.
     """
     rng = np.random.default_rng(0)
     side = CELLS * DOTS
     if kind == "noise":
-        coarse, fine = (
+        octaves = [
             Image.fromarray(rng.random((cells, cells), np.float32)) for cells in (CELLS, 3 * CELLS)
-        )
+        ]
         coarse, fine = (
-            np.asarray(octave.resize((side, side), Image.BICUBIC)) for octave in (coarse, fine)
+            np.asarray(octave.resize((side, side), Image.Resampling.BICUBIC)) for octave in octaves
         )
         return Image.fromarray(0.72 * coarse + 0.28 * fine)
     image = Image.new("F", (side, side), 0.15)
@@ -153,15 +155,16 @@ def sheet(kind: str) -> Image.Image:
 
 
 class Window:
-    """The pixels around a piece, with each one's place (u, v) in the piece's own axes.
+    """The pixels around a piece, and the coordinates (u, v) that they have on the piece.
 
-    `half` is half of the window's size in pixels: left and right, up, down.
+    `half` is how far the window extends from its center in pixels: to the left and the
+    right, up, and down. The piece is `rise` above the table.
     """
 
-    def __init__(self, scene, at, angle, rise, half):
+    def __init__(self, scene, center, angle, rise, half):
         unit, squeeze = scene.unit, scene.squeeze
-        x = scene.center[0] + unit * at[0]
-        y = scene.center[1] + unit * (at[1] * squeeze - rise * scene.lean)
+        x = scene.center[0] + unit * center[0]
+        y = scene.center[1] + unit * (center[1] * squeeze - rise * scene.lean)
         height, width = scene.canvas.shape[1:]
         left, right = max(0, int(x - half[0])), min(width, int(x + half[0]) + 1)
         top, bottom = max(0, int(y - half[1])), min(height, int(y + half[2]) + 1)
@@ -174,7 +177,7 @@ class Window:
         )
 
     def coordinates(self) -> list[np.ndarray]:
-        """u and v of every pixel, (height, width) each, in table units."""
+        """Return u and v of every pixel, (height, width) each, in table units."""
         row, column = np.ogrid[: self.shape[0], : self.shape[1]]
         row, column = row.astype(np.float32), column.astype(np.float32)
         return [
@@ -182,33 +185,35 @@ class Window:
         ]
 
     def cut(self, kind: str, cell: tuple[float, float], rng) -> np.ndarray:
-        """A piece of a texture's sheet, from a random place, laid along u and v."""
+        """Return a random piece of a texture's sheet, aligned with u and v."""
         height, width = self.shape
         affine = []
         for (a, b, c), step in zip(self.axes, cell, strict=True):
             ends = [c, c + a * width, c + b * height, c + a * width + b * height]
             length = max(ends) - min(ends)
-            step = max(step, length / (CELLS - 2))  # all of it has to fit on the sheet
+            step = max(step, length / (CELLS - 2))  # it has to fit on the sheet
             start = 1 + rng.random() * (CELLS - 2 - length / step)
             dots = DOTS / step
             affine += [a * dots, b * dots, (c - min(ends)) * dots + start * DOTS]
-        piece = sheet(kind).transform((width, height), Image.AFFINE, affine, Image.BILINEAR)
+        piece = sheet(kind).transform(
+            (width, height), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR
+        )
         return np.asarray(piece)
 
 
 class Scene:
-    """A table under a lamp and a camera; `paint` puts pieces on it from back to front.
+    """A table under a lamp and a camera. `paint` puts pieces on it, from back to front.
 
     Args:
-        rng: decides everything that is random.
+        rng: NumPy generator that decides everything random.
         size: (width, height) in pixels.
         zoom: how much of the picture the plate fills.
-        tilt: of the camera, in degrees; 0 looks straight down.
+        tilt: angle of the camera in degrees; 0 looks straight down.
 
     Attributes:
-        canvas: the colours so far, (3, height, width).
-        labels: what each pixel shows, (height, width): its place in `names`.
-        names: of all materials painted so far, the table's first.
+        canvas: the colors so far, (3, height, width).
+        labels: what each pixel shows, as an index of `names`, (height, width).
+        names: names of all materials painted so far, beginning with the table.
     """
 
     def __init__(self, rng, size, zoom=1.0, tilt=35.0):
@@ -225,28 +230,28 @@ class Scene:
         self.labels = np.zeros((size[1], size[0]), np.uint8)
 
     def cover(self, material: Material, angle: float) -> None:
-        """Fill the canvas: the table."""
+        """Fill the whole canvas with the table."""
         half = (10 * self.unit,) * 3
         window = Window(self, (0, 0), angle, 0, half)
         tone = self.texture(window, material, window.coordinates(), None)
         self.canvas[:] = self.surface(material, tone, None)
 
-    def paint(self, shape, material, at=(0, 0), angle=0.0, base=0.0, height=0.05):
-        """Put a piece at a place of the table: its shadow, its sides, its lit top.
+    def paint(self, shape, material, center=(0, 0), angle=0.0, base=0.0, height=0.05):
+        """Paint a piece: its shadow, its sides and its lit top.
 
         Args:
-            at: its centre, in table units from the table's.
+            center: of the piece, in table units from the table's center.
             angle: in radians.
-            base, height: where it stands above the table, and how high it is.
+            base, height: how far above the table the piece stands, and how high it is.
         """
         unit = self.unit
-        fall = height * self.lean * unit  # pixels from its top to its foot
+        fall = height * self.lean * unit  # pixels from the top of the piece to its foot
         throw = -(0.6 * height + 0.01) * unit * self.light * (1, self.squeeze)
         soft = (self.softness * min(height, 0.3) + 0.012) * unit
         extent = shape.extent(angle) * (unit, unit * self.squeeze)
         margin = np.abs(throw) + soft + 2
         half = (*(extent + margin), extent[1] + margin[1] + fall)
-        window = Window(self, at, angle, base + height, half)
+        window = Window(self, center, angle, base + height, half)
         if min(window.shape) < 2:
             return
         u, v = window.coordinates()
@@ -278,7 +283,7 @@ class Scene:
         self.labels[window.area[1:]][body > 0] = self.names.index(material.name)
 
     def texture(self, window, material, coordinates, inside) -> np.ndarray:
-        """A material's texture on a window, between 0 and 1."""
+        """Return a material's texture on a window, between 0 and 1."""
         cell, kind = material.cell, material.texture
         if kind in ("grains", "beads"):
             return window.cut(kind, (cell[0], cell[0]), self.rng)
@@ -301,7 +306,7 @@ class Scene:
         return tone
 
     def surface(self, material, tone, inside) -> np.ndarray:
-        """The colours (3, height, width) of a lit surface with this texture."""
+        """Return the colors (3, height, width) of a lit surface with this texture."""
         color = channels(material.color)
         color = color + np.float32(material.amount) * tone * (
             channels(material.second or material.color) - color
@@ -320,13 +325,13 @@ class Scene:
         x, y = self.light
         lit = 1 - 0.45 * self.contrast * (right * x + down * y)
         color *= np.clip(lit, 0.35, 1.5)
-        if material.gloss and inside is not None:  # where the slope mirrors the lamp
+        if material.gloss and inside is not None:  # strongest where the slope mirrors the lamp
             off = (right + 0.55 * x) ** 2 + (down + 0.55 * y) ** 2
             color += np.float32(material.gloss) * np.clip(1 - 2.5 * off, 0, 1) ** 2
         return color
 
     def develop(self) -> Image.Image:
-        """The finished picture: light falling off, white balance, blur and noise."""
+        """Return the finished picture, with uneven light, white balance, noise and blur."""
         rng = self.rng
         height, width = self.canvas.shape[1:]
         y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
@@ -347,27 +352,27 @@ class Scene:
 
 
 def channels(color) -> np.ndarray:
-    """Three numbers as (3, 1, 1), to go with (height, width)."""
+    """Return three numbers as an array (3, 1, 1) that broadcasts with (height, width)."""
     return np.array(color, np.float32)[:, None, None]
 
 
 def steep(values: np.ndarray, factor: float) -> np.ndarray:
-    """Values between 0 and 1, pushed away from 0.5 and clipped."""
+    """Return values between 0 and 1 with more contrast around 0.5."""
     return np.clip((values - 0.5) * np.float32(factor) + 0.5, 0, 1)
 
 
 def wave(length: np.ndarray, period: float, noise: np.ndarray) -> np.ndarray:
-    """A wave between 0 and 1 along a length, made uneven by noise."""
+    """Return a wave between 0 and 1 along a length. Noise makes it uneven."""
     return 0.5 + 0.5 * np.sin(np.float32(2 * np.pi / period) * length + 2.5 * noise)
 
 
 def shift(field: np.ndarray, down: int, right: int) -> np.ndarray:
-    """A field moved by whole pixels; its edge values fill what becomes free."""
+    """Move a field by whole pixels. Its edge values fill the gap."""
     rows = np.clip(np.arange(field.shape[0]) - down, 0, field.shape[0] - 1)
     columns = np.clip(np.arange(field.shape[1]) - right, 0, field.shape[1] - 1)
     return field[rows][:, columns] if right else field[rows]
 
 
 def blend(area: np.ndarray, color: np.ndarray, inside: np.ndarray) -> None:
-    """Lay a colour over an area where the distance to the edge, in pixels, is > 0."""
+    """Paint a color over an area where `inside`, in pixels from the edge, is above 0."""
     area += np.clip(inside + 0.5, 0, 1) * (color - area)

@@ -1,7 +1,7 @@
-"""What drawn food is made of: ingredients, each with its looks, and any other material.
+"""The materials of drawn food: ingredients in several looks, and random materials.
 
-Recipes take their materials from here, and so do the random dishes: a dish without a
-name may have tomatoes on it, as any food may.
+The recipes take their materials from here. So do the random dishes: tomatoes may lie on
+a dish that has no name, as they may on any food.
 """
 
 import colorsys
@@ -13,18 +13,18 @@ from going_modular.drawings.painting import TEXTURES, Color, Material, rgb
 
 
 def plain(color: str, second: str | None = None, **look) -> Material:
-    """A material from colours as hexadecimal digits."""
+    """Return a material from colors in hexadecimal digits."""
     rim = look.pop("rim", None)
     return Material(rgb(color), rgb(second or color), rim=rgb(rim) if rim else None, **look)
 
 
-# Each ingredient by its name, in all the looks that it has. Random dishes pick by
-# position: another entry, or another order, gives other dishes for the same seeds.
+# All looks of each ingredient, by its name. Random dishes choose by position, so another
+# entry or another order gives other dishes for the same seeds.
 PANTRY: dict[str, list[Material]] = {}
 
 
 def ingredient(name: str, color: str, second: str | None = None, **look) -> Material:
-    """A material that is put into the pantry."""
+    """Put a material into the pantry, and return it."""
     material = plain(color, second, name=name, **look)
     PANTRY.setdefault(name, []).append(material)
     return material
@@ -126,12 +126,12 @@ for first, red in [("c8635a", "b23f3a"), ("b5483f", "8f2a28"), ("d18a78", "b8604
 
 
 def pick(rng, options):
-    """One of the options, as it is (NumPy's `choice` would make an array of it)."""
+    """Return one of the options unchanged. NumPy's `choice` would turn it into an array."""
     return options[int(rng.integers(len(options)))]
 
 
 def varied(rng, material: Material) -> Material:
-    """The same ingredient another time: no two tomatoes are alike."""
+    """Return the same ingredient in another look, because no two tomatoes are alike."""
 
     def shade(color):
         change = rng.normal(1, 0.06) * np.array(color) + rng.normal(0, 0.025, 3)
@@ -150,7 +150,7 @@ def varied(rng, material: Material) -> Material:
 
 
 def random_color(rng) -> Color:
-    """A colour as food has it, mostly: warm, green, pale or dark; now and then any."""
+    """Return a color of food: mostly warm, green, pale or dark, and now and then any."""
     hue, low, high, value = pick(
         rng,
         [
@@ -168,7 +168,10 @@ def random_color(rng) -> Color:
 
 
 def random_material(rng) -> Material:
-    """Something from the pantry, mostly, or any material, named after its texture."""
+    """Return a random material, three times in four from the pantry.
+
+    Any other material is named after its texture.
+    """
     if rng.random() < 0.75:
         return varied(rng, pick(rng, PANTRY[pick(rng, list(PANTRY))]))
     cell = np.exp(rng.uniform(np.log(0.02), np.log(0.3), 2))

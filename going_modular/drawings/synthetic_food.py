@@ -1,11 +1,12 @@
-"""Food drawn from numbers: three dishes like FoodVision Mini's, and as many others.
+"""Pictures of food drawn by a program: the three dishes of FoodVision Mini, and more.
 
-`pizza`, `steak` and `sushi` are written by hand (`dishes.py`); any integer is the seed
-of another dish, so there are as many classes as one wants. That a network can learn to
-see from drawn classes is the idea of Kataoka et al., *Pre-training without Natural
-Images* (ACCV 2020, arXiv 2101.08515).
+Pizza, steak and sushi are written by hand in `dishes.py`. Every integer is the seed of
+another dish, so there are as many classes as you want. Kataoka et al. showed that a
+network can learn to see from drawn classes: *Pre-training without Natural Images* (ACCV
+2020, arXiv 2101.08515).
 """
 
+import ast
 import hashlib
 import os
 import sys
@@ -27,18 +28,19 @@ from going_modular.drawings.dishes import (
     Layer,
     Piece,
     disc,
-    lay,
     place,
+    place_layers,
     random_dish,
     ring,
     strip,
 )
 from going_modular.drawings.painting import TEXTURES, Material, Scene, Shape
 from going_modular.drawings.pantry import MASH, PANTRY, SALAD, SAUCE, TOMATO, pick, plain
+from going_modular.images.checksums import differences, list_checksums, move_aside
 from going_modular.utils import atomic_write, project_path
 
-# What a dish without a recipe may show, see `Scene.names`. `pretrain` numbers it by
-# position.
+# Everything that a random dish may show; see `Scene.names`. Pretraining numbers these
+# names by position, so a new order would spoil the weights.
 NAMES = (
     "table",
     *TEXTURES,
@@ -55,7 +57,7 @@ NAMES = (
 
 
 def random_table(rng) -> Material:
-    """Wood, cloth, stone, or a plain surface."""
+    """Return a table of wood, cloth, stone, or one color."""
     kind = pick(rng, ["wood", "wood", "cloth", "check", "stone", "plain"])
     color, second = pick(
         rng,
@@ -96,11 +98,12 @@ def random_table(rng) -> Material:
 
 
 def random_plate(rng, dish: str | int) -> Piece | None:
-    """What a dish is served on: plate, bowl, board, slate, tray, or the bare table."""
+    """Return a plate, bowl, board, slate or tray for a dish, or None for the bare table."""
     white = pick(rng, ["f4f2ee", "f4f2ee", "e6e2da", "d8dde0", "f0e6d2"])
     color = pick(rng, [white, white, white, "3a3d42", "7f98a8", "a8674a", "5c6b52"])
     glaze = plain(color, bevel=0.07, gloss=0.3, bump=0.05, cell=(0.5, 0.5), name="crockery")
-    line = tuple(0.8 * part for part in glaze.color)
+    red, green, blue = glaze.color
+    line = (0.8 * red, 0.8 * green, 0.8 * blue)
     well = replace(glaze, bevel=0.02, gloss=0.1, rim=line, rim_width=0.012)
     board = plain(
         *pick(rng, [("a8743f", "7d5029"), ("c99c63", "a67840"), ("5d3d26", "412816")]),
@@ -119,20 +122,20 @@ def random_plate(rng, dish: str | int) -> Piece | None:
     broth = plain(pick(rng, ["a86a2c", "d9b46a", "8f3a22", "e8dfc8"]), gloss=0.4, name="broth")
     bowl = disc(size, glaze, 0.25)
     bowl = replace(bowl, layers=(Layer(disc(size * 0.88, broth, 0.0), "one"),))
-    options = {
+    options: dict[str | int, list[Piece | None]] = {
         "pizza": [plate, plate, flat, flat, long, None],
         "steak": [plate, plate, plate, flat, long, None],
         "sushi": [plate, plate, flat, long, long, long],
-    }.get(dish, [plate, plate, long, flat, bowl, None])
-    return pick(rng, options)
+    }
+    return pick(rng, options.get(dish, [plate, plate, long, flat, bowl, None]))
 
 
 STEEL = plain("c9ccd0", "8f949a", cell=(0.5, 0.02), bevel=0.03, gloss=0.5, name="steel")
 NAPKINS = ["e8e2d4", "a83a34", "3f5f7d", "d8b04a", "6a8560"]
 
 
-def clutter(scene: Scene, dish: str | int) -> None:
-    """What else stands on the table, around the plate."""
+def place_clutter(scene: Scene, dish: str | int) -> None:
+    """Put up to three things on the table around the plate: a napkin, a glass, a knife."""
     rng = scene.rng
     color = pick(rng, NAPKINS)
     cloth = plain(color, texture="grains", cell=(0.06, 0.02), bevel=0.02, name="cloth")
@@ -155,62 +158,66 @@ def clutter(scene: Scene, dish: str | int) -> None:
         piece = pick(rng, options)
         angle = rng.uniform(0, 2 * np.pi)
         far = 1.02 + piece.shape.width / 2
-        at = (far * np.cos(angle), far * np.sin(angle))
+        x, y = far * np.cos(angle), far * np.sin(angle)
         along = angle + np.pi / 2 + rng.normal(0, 0.15)
-        place(scene, piece, at, along)
+        place(scene, piece, (x, y), along)
         if piece is stick:
-            near = (at[0] * 0.93, at[1] * 0.93)
+            near = (x * 0.93, y * 0.93)
             place(scene, piece, near, along + rng.normal(0, 0.05))
 
 
 def draw(dish: str | int, rng, size: int | tuple[int, int] = 512) -> Image.Image:
-    """One picture of a dish; see `draw_scene`."""
+    """Return a picture of a dish; see `draw_scene`."""
     return draw_scene(dish, rng, size).develop()
 
 
 def draw_scene(dish: str | int, rng, size: int | tuple[int, int]) -> Scene:
-    """A table with a dish: "pizza", "steak", "sushi" or the seed of another one.
+    """Return a table with a dish.
 
     Args:
-        rng: a NumPy generator; decides camera, light, table, plate, and how the dish
-            is laid out this time.
+        dish: "pizza", "steak", "sushi", or the seed of a random dish.
+        rng: NumPy generator that decides the camera, the light, the table, the plate and
+            how the dish lies on it this time.
         size: (width, height) in pixels, or the side of a square.
 
     Raises:
-        ValueError: if the dish is a name without a recipe, or below 0.
+        ValueError: if the dish is a name without a recipe, or a negative number.
     """
     if isinstance(dish, str) and dish not in RECIPES:
         raise ValueError(
-            f"no dish is called {dish!r}: expected one of {', '.join(RECIPES)}, or an "
-            "integer for a dish without a name"
+            f"there is no recipe for {dish!r}: expected one of {', '.join(RECIPES)}, or an "
+            "integer for a random dish"
         )
     size = (size, size) if isinstance(size, int) else size
     layers = RECIPES[dish](rng) if isinstance(dish, str) else random_dish(dish)
-    # As people photograph a dish; nearer where patches are to tell what they show
+    # Dishes with a name look like photos. Random dishes are nearer, because pretraining
+    # asks what each patch shows.
     log_zoom = (-0.3, 0.4) if isinstance(dish, str) else (-0.1, 0.7)
     zoom = np.exp(rng.uniform(*log_zoom))
     scene = Scene(rng, size, zoom, tilt=rng.uniform(0, 52))
     scene.cover(random_table(rng), rng.uniform(0, np.pi))
-    clutter(scene, dish)
+    place_clutter(scene, dish)
     plate = random_plate(rng, dish)
     angle = rng.normal(0, 0.25) if dish == "sushi" else rng.uniform(0, 2 * np.pi)
     if plate is None:
-        lay(scene, layers, Shape("disc", 1.9, 1.9), (0.0, 0.0), angle, 0.0)
+        place_layers(scene, layers, Shape("disc", 1.9, 1.9), (0.0, 0.0), angle, 0.0)
     else:
         place(scene, replace(plate, layers=plate.layers + layers), (0.0, 0.0), angle)
     return scene
 
 
 def drawn_once(path: Path, draw_one: Callable[[Any], np.ndarray], keys: Sequence) -> np.ndarray:
-    """One picture for each key, (len(keys), ...) uint8, drawn by all cores and kept.
+    """Return one picture for each key, (len(keys), ...) uint8.
+
+    The first call draws them on all cores and keeps them in a file.
 
     Args:
-        path: of the .npy file that keeps them; it takes its name once it is whole.
-        draw_one: makes a picture from a key, the same one each time.
+        path: the .npy file that keeps the pictures. It appears only when it is complete.
+        draw_one: returns the picture of a key, the same picture each time.
 
     Raises:
-        ValueError: if the file of an earlier run holds other pictures, by their number
-            and the last of them.
+        ValueError: if the file holds other pictures. We compare their number and the
+            last picture.
     """
     last = draw_one(keys[-1])
     if not path.is_file():
@@ -222,18 +229,18 @@ def drawn_once(path: Path, draw_one: Callable[[Any], np.ndarray], keys: Sequence
             for i, picture in enumerate(jobs):
                 drawn[i] = picture
             drawn.flush()
-            del drawn  # closes the file: Windows does not rename an open one
+            del drawn  # closes the file, because Windows cannot rename an open one
     drawn = np.load(path)
     if len(drawn) != len(keys) or not np.array_equal(drawn[-1], last):
         raise ValueError(
-            f"{path} is not what this code draws: it is from other code, or from other "
-            "versions of NumPy or Pillow. Remove it, and any checkpoint of a training "
-            "on these pictures, and start again"
+            f"{path} does not hold the pictures that this code draws: another version of the "
+            "code, of NumPy or of Pillow made it. Remove it, and the checkpoints of any "
+            "training on these pictures, and start again"
         )
     return drawn
 
 
-# FoodVision Mini's twin
+# The drawn twin of FoodVision Mini
 
 COUNTS = {
     "train": {"pizza": 78, "steak": 75, "sushi": 72},
@@ -241,67 +248,105 @@ COUNTS = {
 }
 LONGER_SIDE = 512  # pixels, as in Food-101
 CUSTOM, CUSTOM_NUMBER = "custom.jpg", 1025  # with seed 42, a handsome pizza
-DRAWN_BY = "drawn_by.txt"
+# The list of all drawings, by their SHA-256. Its first line is the signature.
+CHECKSUMS = ".drawings.sha256"
 
 
 def make_food_dataset(root: str | Path, seed: int = 42) -> Path:
-    """Draw FoodVision Mini's twin into a folder, unless it is there; return the folder.
+    """Draw the twin of FoodVision Mini into a folder, unless it is there; return the folder.
 
     `train/` and `test/` hold as many pictures of pizza, steak and sushi as FoodVision
-    Mini; `custom.jpg` is one more, a pizza. The folder takes its name only when it is
-    whole, and is drawn again if it comes from another seed or from other code.
+    Mini. `custom.jpg` is one more pizza. The folder appears only when it is complete.
+
+    A folder that is there is used if it holds exactly the listed drawings, made by this
+    seed and this code. Otherwise it is drawn again, and a line says why. A folder with
+    missing, changed or extra files is kept beside the new one.
     """
     root = project_path(root)
-    stamp = signature(seed)
-    if is_drawn(root, stamp):
+    fault = fault_of_drawings(root, seed)
+    if not fault:
         return root
+    if root.exists():
+        print(f"{root} is drawn again: {fault}.")
     root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=root.parent) as temporary:
+        new = Path(temporary, root.name)
+        draw_food(new, seed)
+        (new / CHECKSUMS).write_text(
+            f"# {signature(seed)}\n{list_checksums(new)}", encoding="utf-8"
+        )
+        if not fault_of_drawings(root, seed):  # another process has been faster
+            return root
+        if changed_drawings(root):
+            move_aside(root)
+        elif root.exists():
+            root.rename(Path(temporary, "old"))
+        new.rename(root)
+    return root
+
+
+def draw_food(folder: Path, seed: int) -> None:
+    """Draw `train/`, `test/` and `custom.jpg` into a folder."""
     names = [
         f"{part}/{dish}/{number:03}.jpg"
         for part, counts in COUNTS.items()
         for dish, count in counts.items()
         for number in range(count)
     ]
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=root.parent) as temp:
-        new = Path(temp, root.name)
-        for folder in {(new / name).parent for name in names}:
-            folder.mkdir(parents=True, exist_ok=True)
+    for parent in {(folder / name).parent for name in names}:
+        parent.mkdir(parents=True, exist_ok=True)
 
-        def draw_file(number: int, name: str) -> None:
-            rng = np.random.default_rng([seed, number])
-            picture = draw(Path(name).parent.name, rng, photo_size(rng))
-            picture.save(new / name, quality=int(rng.integers(75, 96)))
+    def draw_file(number: int, name: str) -> None:
+        rng = np.random.default_rng([seed, number])
+        picture = draw(Path(name).parent.name, rng, photo_size(rng))
+        picture.save(folder / name, quality=int(rng.integers(75, 96)))
 
-        # NumPy and Pillow release Python's lock: threads draw side by side.
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            drawn = pool.map(draw_file, range(len(names)), names)
-            list(tqdm(drawn, "drawing", len(names), leave=False, file=sys.stdout))
-        rng = np.random.default_rng([seed, CUSTOM_NUMBER])
-        draw("pizza", rng, (768, 1024)).save(new / CUSTOM, quality=90)
-        (new / DRAWN_BY).write_text(stamp)
-        if is_drawn(root, stamp):  # another process was faster
-            return root
-        if root.exists():
-            root.rename(Path(temp, "old"))
-        new.rename(root)
-    return root
+    # NumPy and Pillow release Python's lock, so threads draw at the same time.
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        drawn = pool.map(draw_file, range(len(names)), names)
+        list(tqdm(drawn, "drawing", len(names), leave=False, file=sys.stdout))
+    rng = np.random.default_rng([seed, CUSTOM_NUMBER])
+    draw("pizza", rng, (768, 1024)).save(folder / CUSTOM, quality=90)
 
 
 def photo_size(rng) -> tuple[int, int]:
-    """Width and height as photos have them: often 4:3, some square, others between."""
+    """Return the width and height of a photo: often 4:3, sometimes square or between."""
     narrow = rng.integers(LONGER_SIDE * 9 // 16, LONGER_SIDE)
     sides = LONGER_SIDE, int(pick(rng, [LONGER_SIDE * 3 // 4, LONGER_SIDE, narrow]))
     return sides if rng.random() < 0.6 else sides[::-1]
 
 
-def is_drawn(root: Path, stamp: str) -> bool:
-    """True for a folder whose pictures come from this seed and this code."""
-    mark = root / DRAWN_BY
-    return mark.is_file() and mark.read_text() == stamp
+def fault_of_drawings(root: Path, seed: int) -> str:
+    """Say in words why a folder does not hold the drawings of this seed; "" if it does."""
+    if changed := changed_drawings(root):
+        return f"{len(changed)} files are missing, changed or extra, the first is {changed[0]}"
+    first_line = (root / CHECKSUMS).read_text(encoding="utf-8").splitlines()[0]
+    if first_line != f"# {signature(seed)}":
+        return "another seed or other code has drawn it"
+    return ""
+
+
+def changed_drawings(root: Path) -> list[str]:
+    """Name the files of a folder that are missing, changed, or not in its own list."""
+    if not (root / CHECKSUMS).is_file():
+        return [CHECKSUMS]
+    return differences(root, root / CHECKSUMS)
 
 
 def signature(seed: int) -> str:
-    """What the pictures depend on: the seed, and the code that draws them."""
+    """Return in digits what the drawings depend on: the seed, and the code that draws."""
     modules = ("painting", "pantry", "dishes", "synthetic_food")
-    code = b"".join(Path(__file__).with_name(f"{m}.py").read_bytes() for m in modules)
-    return f"seed {seed}, code {hashlib.sha256(code).hexdigest()}\n"
+    files = (Path(__file__).with_name(f"{module}.py") for module in modules)
+    code = "".join(drawing_code(file.read_text(encoding="utf-8")) for file in files)
+    return f"seed {seed}, code {hashlib.sha256(code.encode()).hexdigest()}"
+
+
+def drawing_code(source: str) -> str:
+    """Return a module's code without imports, docstrings and comments: they draw nothing."""
+    tree = ast.parse(source)
+    tree.body = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom)]
+    for node in ast.walk(tree):
+        kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+        if isinstance(node, kinds) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return ast.dump(tree)

@@ -1,45 +1,104 @@
-"""One picture as people have them, read as RGB."""
+"""Read one image file, whatever its format, as an upright RGB picture."""
 
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from going_modular.utils import project_path
 
-# What Pillow raises for a file that is no picture, a damaged or a far too large one.
-UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError)
+# How to turn a picture upright, by its EXIF orientation. 1 is upright already.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# The largest values of grayscale with 8, 10, 12, 14 and 16 bits
+USUAL_WHITES = (255, 1023, 4095, 16383, 65535)
 
 
 def load_image(image: str | Path | Image.Image) -> Image.Image:
-    """Any picture as people have them, upright and in RGB.
+    """Return any picture upright and in RGB, the same way for training and prediction.
 
-    Phone photos are turned as their EXIF data says, transparency is laid on white,
-    16-bit greyscale is rescaled to 8 bit (a plain conversion would clip it), and
-    greyscale, palette and CMYK pictures become RGB.
+    Photos from phones are turned as their EXIF data says. As in a browser, an EXIF entry
+    that is broken changes nothing else. Transparent parts become white. `to_8_bits`
+    makes deep grayscale visible. Other grayscale, palette and CMYK pictures become RGB.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a picture that Pillow can read.
+        ValueError: if Pillow cannot read the file, or if its values are no brightness;
+            see `to_8_bits`. The message names the file.
     """
-    if not isinstance(image, Image.Image):
-        path = project_path(image)
-        try:
-            with Image.open(path) as file:
-                return load_image(file)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"there is no picture at {path}") from None
-        except UNREADABLE as error:
-            raise ValueError(
-                f"{path.name} cannot be read as a picture ({error}): save it as JPEG "
-                "or PNG and try again"
-            ) from error
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit values, in "I;16" or in 32-bit "I"
-        values = np.asarray(image).clip(0, 65535) // 257
-        image = Image.fromarray(values.astype(np.uint8))
+    if isinstance(image, Image.Image):
+        return to_upright_rgb(image)
+    path = project_path(image)
+    try:
+        with Image.open(path) as opened:
+            return to_upright_rgb(opened)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no picture at {path}") from None
+    # Pillow lets out whatever a damaged file makes its decoders raise: OSError and
+    # SyntaxError, but also struct.error, zlib.error, KeyError, EOFError and more.
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(
+            f"{image} cannot be read as a picture ({reason}): save it as JPEG or PNG and try again"
+        ) from error
+
+
+def to_upright_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture that Pillow has opened, upright and in RGB; see `load_image`."""
+    turn = TURNS.get(read_orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = to_8_bits(image)
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    image.info = {}  # an orientation in here would turn the picture a second time
+    return image
+
+
+def read_orientation(image: Image.Image) -> int:
+    """Return a picture's EXIF orientation, or 1 where there is none that can be read."""
+    image.load()  # may turn a TIFF by itself, and then removes its orientation
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # EXIF data that are no EXIF data
+        return 1
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale grayscale of 16 or 32 bits, or of floats, to values from 0 to 255.
+
+    Such a file does not say which value is white. A camera with 12 bits may fill 16-bit
+    files up to 4095 only, and a scanner 32-bit files up to 255. So we take the smallest
+    usual white that is not below the largest value in the picture: that of 8, 10, 12, 14
+    or 16 bits. Beyond 16 bits no white is usual, and the largest value itself is white.
+    For floats that are at most 1, white is 1.
+
+    A dark picture may look like one with fewer bits, and become brighter than others of
+    its set. If you know the white of your files, save them with 8 bits.
+
+    Raises:
+        ValueError: if a value is negative, infinite or NaN.
+    """
+    values = np.asarray(image).astype(np.float64)  # exact for all integers of 32 bits
+    least, most = values.min(), values.max()
+    if not 0 <= least <= most < np.inf:
+        raise ValueError(
+            f"its values go from {least:g} to {most:g}, but a brightness is finite and not "
+            "negative; choose which values are black and white, and save it with 8 bits"
+        )
+    whites = (1, *USUAL_WHITES) if image.mode == "F" else USUAL_WHITES
+    white = next((white for white in whites if most <= white), most)
+    scaled = values * 255 / white
+    rounded = np.rint(scaled) if image.mode == "F" else np.floor(scaled)
+    return Image.fromarray(rounded.astype(np.uint8))

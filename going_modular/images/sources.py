@@ -1,4 +1,8 @@
-"""Where the images of the series come from: photos, or drawings in their place."""
+"""The images of the series: photos, or drawn pictures where photos cannot be downloaded.
+
+The photos are FoodVision Mini: 300 photos of pizza, steak and sushi that the course of
+learnpytorch.io took from Food-101 (Bossard et al., 2014).
+"""
 
 import os
 import tempfile
@@ -17,7 +21,7 @@ COURSE = "https://github.com/mrdbourke/pytorch-deep-learning/raw/main"
 
 
 class FoodImages(NamedTuple):
-    """Where the images of the series lie, and in words what they are."""
+    """The folders of the images, one custom photo, and a description of the source."""
 
     train_dir: Path
     test_dir: Path
@@ -26,16 +30,17 @@ class FoodImages(NamedTuple):
 
 
 def get_food_images() -> FoodImages:
-    """Find, fetch or draw the images that the variable FOODVISION_SOURCE asks for.
+    """Find, download or draw the images that FOODVISION_SOURCE asks for.
 
-    "auto" (or unset): the photos under `data/` if they are complete, else a download
-    from the course's repository, else drawn pictures. "synthetic": the drawn ones, and
-    nothing is downloaded. Anything else is a mirror: a folder or URL prefix that holds
-    `pizza_steak_sushi.zip` and `04-pizza-dad.jpeg`. A relative folder is seen from the
-    repository's root.
+    "auto", or no value: the photos in `data/` if they are complete, else a download from
+    the course's repository, else drawn pictures. `source` in the result says which.
+    "synthetic": drawn pictures, without any download. Anything else is a mirror: a folder
+    or a URL that has `pizza_steak_sushi.zip` and `04-pizza-dad.jpeg`. `project_path` says
+    where a relative folder starts.
 
     Raises:
-        DownloadError: if a mirror does not have them, with what failed and what to do.
+        DownloadError: if a mirror does not have the photos, or if they cannot be stored.
+            It says what failed and what you can do.
     """
     source = get_source()
     if source == "synthetic":
@@ -49,25 +54,29 @@ def get_food_images() -> FoodImages:
     mirror = source.rstrip("/") if is_url(source) else project_path(source)
     try:
         return get_photos(mirror, mirror)
+    except DownloadError as error:
+        raise DownloadError(
+            f"FOODVISION_SOURCE={source} does not have the photos. {error}\n"
+            f"What to do: put {PHOTOS}.zip and {CUSTOM_PHOTO} there, or set the variable to "
+            '"synthetic" to use drawn pictures.'
+        ) from error
     except OSError as error:
         raise DownloadError(
-            f"The photos could not be had. {error}\n"
-            f"What to do: put {PHOTOS}.zip and {CUSTOM_PHOTO} into the folder, or at "
-            "the address, that FOODVISION_SOURCE names; or set that variable to "
-            '"synthetic", for drawn pictures.'
+            f"The photos cannot be stored in {data_dir()}: {error}\n"
+            "What to do: set FOODVISION_DATA to a folder that you can write to."
         ) from error
 
 
 def get_source() -> str:
-    """Where images and weights may come from: "auto", "synthetic", or a mirror."""
+    """Return FOODVISION_SOURCE: "auto", "synthetic", or a mirror, for images and weights."""
     return os.environ.get("FOODVISION_SOURCE") or "auto"
 
 
 def get_photos(zip_folder: str | Path, photo_folder: str | Path) -> FoodImages:
-    """FoodVision Mini and the chapter's custom photo, fetched unless they are there.
+    """Download FoodVision Mini and the chapter's custom photo, unless they are there.
 
     Raises:
-        DownloadError: if they cannot be fetched or are not what they should be.
+        DownloadError: if they cannot be downloaded or are not the expected files.
     """
     photos = download_data(f"{zip_folder}/{PHOTOS}.zip", PHOTOS, PHOTO_CHECKSUMS)
     photo = download_file(f"{photo_folder}/{CUSTOM_PHOTO}", CUSTOM_PHOTO, CUSTOM_PHOTO_SHA256)
@@ -75,11 +84,15 @@ def get_photos(zip_folder: str | Path, photo_folder: str | Path) -> FoodImages:
 
 
 def get_drawn_images() -> FoodImages:
-    """FoodVision Mini's drawn twin, under `data/` or, if that is closed, elsewhere."""
+    """Draw the twin of FoodVision Mini, unless it is there.
+
+    Where `data/` is read-only, the drawings go to the folder for temporary files, and
+    `source` in the result says so.
+    """
+    source = "drawn food (300 pictures)"
     try:
         folder = make_food_dataset(data_dir() / "synthetic_food")
-    except OSError:  # a read-only checkout
+    except OSError as error:
         folder = make_food_dataset(Path(tempfile.gettempdir(), "foodvision/drawn"))
-    return FoodImages(
-        folder / "train", folder / "test", folder / CUSTOM, "drawn food (300 pictures)"
-    )
+        source += f", kept in {folder}, because {data_dir()} cannot be written ({error})"
+    return FoodImages(folder / "train", folder / "test", folder / CUSTOM, source)

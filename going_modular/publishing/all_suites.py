@@ -1,127 +1,261 @@
-"""Every suite, one after the other: `make test-all`.
+"""Run all suites of tests, one after the other: `make test-all`.
 
-Writes what came out of each to docs/results/test_all.md; `--only` runs some of them
-and writes nothing.
+Their results go to docs/results/test_all.md and docs/results/coverage.md. With `--only`
+some suites run, and no page is written.
+
+A suite runs in this environment, in one with the oldest PyTorch, or in one of another
+Python. build/ holds the environments of other Pythons; the variable TEST_ENVIRONMENTS
+may list folders of ready ones, separated as in PATH.
 """
 
 import argparse
+import json
 import os
 import re
 import subprocess
 import sys
 import time
-import venv
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from going_modular.utils import CHECKOUT, describe_environment
+from going_modular.publishing.hosted import require_checkout
+from going_modular.utils import describe_environment, project_path
 
-OLDEST = CHECKOUT / "build" / "oldest"
-BOTH = ["-m", "slow or not slow"]
+BUILD, RESULTS = project_path("build"), project_path("docs/results")
+COVERAGE = BUILD / "coverage.json"
+SLOW_TOO = ["-m", "slow or not slow"]
 NBVAL = ["--nbval-lax", "-p", "no:warnings"]
-# Name, whose Python, arguments of pytest
+WITH_COVERAGE = ["--cov", "--cov-report=", f"--cov-report=json:{COVERAGE}"]
+LEAST_COVERED = 10  # files on the page
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+OTHER_PYTHONS = [each for each in PYTHONS if each != f"3.{sys.version_info.minor}"]
+FIRST_NOTEBOOKS = [f"notebooks/0{number}_*.ipynb" for number in range(5)]
+
+# pytest's arguments by suite; a * stands for the files that fit
 SUITES = {
-    "unit tests, oldest PyTorch": ("oldest", ["tests"]),
-    "the series under nbval, oldest PyTorch": ("oldest", [*NBVAL, "notebooks"]),
-    "unit tests": ("ours", ["tests"]),
-    "the series under nbval": ("ours", [*NBVAL, "notebooks"]),
-    "solutions under nbval": ("ours", [*NBVAL, "notebooks/solutions"]),
-    "exercises, slow": ("ours", ["-m", "slow", "tests/test_exercises.py"]),
-    "cells run twice, long notebooks": ("ours", ["-m", "slow", "tests/test_notebooks.py"]),
-    "links to other hosts": ("ours", ["-m", "slow", "tests/test_texts.py"]),
-    "book and demo in a browser": ("ours", [*BOTH, "tests/test_book.py", "tests/test_demo.py"]),
-    "all notebooks alone": ("ours", ["-m", "slow", "tests/test_hosted.py"]),
+    "unit tests, oldest PyTorch": ["tests"],
+    "the series under nbval, oldest PyTorch": [*NBVAL, "notebooks"],
+    "unit tests": [*WITH_COVERAGE, "tests"],
+    "the series under nbval": [*NBVAL, "notebooks"],
+    "solutions under nbval": [*NBVAL, "notebooks/solutions"],
+    "exercises, slow": ["-m", "slow", "tests/test_exercises.py"],
+    "cells run twice, long notebooks": ["-m", "slow", "tests/test_notebooks.py"],
+    "links to other hosts": ["-m", "slow", "tests/test_texts.py"],
+    "book and demo in a browser": [*SLOW_TOO, "tests/test_book.py", "tests/test_demo.py"],
+    "the package as a wheel": ["-m", "slow", "tests/test_wheel.py"],
+    "all notebooks alone": ["-m", "slow", "tests/test_hosted.py"],
+}
+SUITES |= {f"Python {version}": [*NBVAL, "tests", *FIRST_NOTEBOOKS] for version in OTHER_PYTHONS}
+TYPES = "types, by file"  # runs mypy instead of pytest
+
+# A part of the above, for .ci/run
+PARTS = {
+    "two notebooks alone": ["-m", "slow", "tests/test_hosted.py", "-k", "alone and (03 or 12)"]
 }
 
-# A share of the above, for .ci/run
-SHARE = {
-    "two notebooks alone": (
-        "ours",
-        ["-m", "slow", "tests/test_hosted.py", "-k", "alone and (03 or 12)"],
-    )
-}
+
+@dataclass
+class Row:
+    """The result of a suite: a row of the page."""
+
+    suite: str
+    passed: int
+    failed: int
+    skipped: int
+    minutes: float
+
+    def __str__(self) -> str:
+        counts = f"{self.passed} | {self.failed} | {self.skipped}"
+        return f"| {self.suite} | {counts} | {self.minutes:.1f} |"
+
+
+def python_of(environment: Path) -> Path:
+    """The interpreter of a virtual environment."""
+    return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def version_of(python: str | Path) -> str:
+    """The version of an interpreter, "3.12" for example; "" if it does not start."""
+    program = "import sys; print('%d.%d' % sys.version_info[:2])"
+    try:
+        answer = subprocess.run([python, "-c", program], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return answer.stdout.strip()
 
 
 def oldest_pytorch() -> list[str]:
-    """The oldest that requirements.txt admits, as pip wants it: torch==2.9.*, ..."""
-    text = (CHECKOUT / "requirements.txt").read_text(encoding="utf-8")
+    """The oldest PyTorch of requirements.txt, as pip wants it: torch==2.9.*, ..."""
+    text = project_path("requirements.txt").read_text(encoding="utf-8")
     bounds = re.findall(r"^(torch|torchvision)>=(\S+)$", text, re.M)
     return [f"{name}=={version}.*" for name, version in bounds]
 
 
-def oldest_python() -> Path:
-    """A Python with the oldest PyTorch, built in build/ when that changes."""
-    python = OLDEST / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    pins, ready = oldest_pytorch(), OLDEST / "ready"
-    if not ready.is_file() or ready.read_text() != str(pins):
-        venv.create(OLDEST, clear=True, with_pip=True)
-        needs = ["-r", "requirements.txt", "-r", "requirements/dev.txt"]
-        install = [python, "-m", "pip", "install", "--quiet", *pins, *needs]
-        subprocess.run(install, cwd=CHECKOUT, check=True)
-        ready.write_text(str(pins))
-    return python
+def find_python(version: str) -> Path | str | None:
+    """An interpreter of a version: python3.12 on the PATH, or one of pyenv's."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or "~/.pyenv").expanduser()
+    candidates: list[Path | str] = [f"python{version}"]
+    candidates += pyenv.glob(f"versions/{version}.*/bin/python")
+    return next((each for each in candidates if version_of(each) == version), None)
 
 
-def run_suite(name: str) -> dict:
-    """Run a suite: how many tests passed, failed and were skipped, and the minutes."""
-    whose, arguments = (SUITES | SHARE)[name]
-    python = sys.executable if whose == "ours" else oldest_python()
-    report = CHECKOUT / "build" / f"{name.replace(' ', '_').replace(',', '')}.xml"
+def build_environment(folder: Path, python: Path | str, pins: list[str]) -> Path:
+    """An environment with all that the tests need. It is built anew if this changes."""
+    files = ["requirements.txt", "requirements/dev.txt"]
+    needs = str([pins, *(project_path(name).read_text(encoding="utf-8") for name in files)])
+    ready = folder / "ready"
+    if not ready.is_file() or ready.read_text(encoding="utf-8") != needs:
+        subprocess.run([python, "-m", "venv", "--clear", folder], check=True)
+        install = ["-m", "pip", "install", "--quiet", *pins]
+        for name in files:
+            install += ["--requirement", str(project_path(name))]
+        subprocess.run([python_of(folder), *install], check=True)
+        ready.write_text(needs, encoding="utf-8")
+    return python_of(folder)
+
+
+def interpreter_for(suite: str) -> Path | str | None:
+    """The interpreter that runs a suite; None if this machine has none."""
+    if suite.endswith("oldest PyTorch"):
+        return build_environment(BUILD / "oldest", sys.executable, oldest_pytorch())
+    if not suite.startswith("Python "):
+        return sys.executable
+    version = suite.removeprefix("Python ")
+    for folder in os.environ.get("TEST_ENVIRONMENTS", "").split(os.pathsep):
+        if folder and version_of(python_of(Path(folder))) == version:
+            return python_of(Path(folder))
+    if python := find_python(version):
+        return build_environment(BUILD / f"python-{version}", python, [])
+    return None
+
+
+def count_files(output: str) -> tuple[int, int]:
+    """(files without errors, files with errors) in mypy's output.
+
+    Raises:
+        ValueError: if it names no number of files, as when mypy did not run.
+    """
+    checked = re.search(r"(\d+) source files?", output)
+    if not checked:
+        raise ValueError(f"mypy has checked no files: {output}")
+    failed = len(set(re.findall(r"^(\S+?):\d+: error:", output, re.M)))
+    return int(checked[1]) - failed, failed
+
+
+def run_types() -> Row:
+    """Check types with mypy. The row counts files."""
+    print(f"== {TYPES}", flush=True)
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy"], cwd=project_path(""), capture_output=True, text=True
+    )
+    print(done.stdout + done.stderr, flush=True)
+    minutes = (time.perf_counter() - start) / 60
+    passed, failed = count_files(done.stdout + done.stderr)
+    return Row(TYPES, passed, failed, 0, minutes)
+
+
+def run_suite(suite: str) -> Row | None:
+    """Run a suite; None, and a line, if this machine has no interpreter for it."""
+    if suite == TYPES:
+        return run_types()
+    python = interpreter_for(suite)
+    if python is None:
+        print(f"== {suite}: skipped, this machine has no such interpreter", flush=True)
+        return None
+    report = BUILD / f"{suite.replace(' ', '_').replace(',', '')}.xml"
     environment = {
         "FOODVISION_SOURCE": "synthetic",
         "FOODVISION_SIZE": "smoke",
         "VIT_WEIGHTS": "",
-        "PYTHONPATH": str(CHECKOUT),
+        "PYTHONPATH": str(project_path("")),
     }
-    print(f"== {name}", flush=True)
+    arguments = []
+    for argument in (SUITES | PARTS)[suite]:
+        paths = project_path("").glob(argument) if "*" in argument else [argument]
+        arguments += sorted(map(str, paths))
+    print(f"== {suite}", flush=True)
     report.unlink(missing_ok=True)
     start = time.perf_counter()
     done = subprocess.run(
         [python, "-m", "pytest", "-q", f"--junitxml={report}", *arguments],
-        cwd=CHECKOUT,
+        cwd=project_path(""),
         env=os.environ | environment,
     )
     minutes = (time.perf_counter() - start) / 60
-    if done.returncode not in (0, 1):  # crashed, or no test was found
-        sys.exit(f"{name}: pytest ended with {done.returncode}")
+    if done.returncode not in (0, 1):  # it crashed, or found no test
+        sys.exit(f"{suite}: pytest ended with {done.returncode}")
     (found,) = ElementTree.parse(report).getroot().iter("testsuite")
-    failed = int(found.get("failures")) + int(found.get("errors"))
-    skipped = int(found.get("skipped"))
-    passed = int(found.get("tests")) - failed - skipped
-    return {
-        "suite": name,
-        "passed": passed,
-        "failed": failed,
-        "skipped": skipped,
-        "minutes": f"{minutes:.1f}",
-    }
+    count = {name: int(value) for name, value in found.items() if value.isdigit()}
+    failed = count["failures"] + count["errors"]
+    passed = count["tests"] - failed - count["skipped"]
+    return Row(suite, passed, failed, count["skipped"], minutes)
+
+
+def run_on() -> str:
+    """The day, the commit and the machine of this run."""
+    git = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, cwd=project_path(""), capture_output=True, text=True)
+    return (
+        f"{time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()}, "
+        f"{os.cpu_count()} cores, {describe_environment()}."
+    )
+
+
+def table_of(rows: list[Row]) -> str:
+    """The results as a table in Markdown."""
+    head = "| suite | passed | failed | skipped | minutes |\n| --- | --- | --- | --- | --- |"
+    return "\n".join([head, *map(str, rows)])
+
+
+def coverage_page(report: dict) -> str:
+    """What pytest-cov's JSON report says of the package, in Markdown."""
+    files = {name.replace("\\", "/"): each["summary"] for name, each in report["files"].items()}
+    least = sorted(files.items(), key=lambda item: item[1]["percent_covered"])[:LEAST_COVERED]
+    rows = [
+        f"| {name} | {summary['missing_lines']} of {summary['num_statements']} "
+        f"| {summary['percent_covered']:.0f}% |"
+        for name, summary in least
+    ]
+    totals = report["totals"]
+    return (
+        "# Lines that the unit tests run\n\n"
+        f"{totals['percent_covered']:.1f}% of {totals['num_statements']} statements in "
+        f"{len(files)} files. Slow tests and notebooks run others besides. "
+        f"The {len(least)} files with the smallest share:\n\n"
+        "| file | statements not run | share run |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
+    )
+
+
+def write_pages(rows: list[Row], not_run: list[str]) -> None:
+    """Write the results of a whole run into docs/results."""
+    skipped = f"Not run, for want of an interpreter: {', '.join(not_run)}. " if not_run else ""
+    (RESULTS / "test_all.md").write_text(
+        "# The last whole run of `make test-all`\n\n"
+        f"{run_on()} The oldest PyTorch: {', '.join(oldest_pytorch())}. {skipped}"
+        "The other Pythons run the unit tests and notebooks 00 to 04. "
+        "Skipped tests say why: `pytest -rs`.\n\n"
+        f"{table_of(rows)}\n",
+        encoding="utf-8",
+    )
+    report = json.loads(COVERAGE.read_text(encoding="utf-8"))
+    (RESULTS / "coverage.md").write_text(coverage_page(report), encoding="utf-8")
 
 
 def main() -> None:
     """Run the suites; exit with 1 if anything failed."""
+    require_checkout()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", choices=SUITES | SHARE, metavar="SUITE")
+    parser.add_argument("--only", nargs="*", choices=[*SUITES, TYPES, *PARTS], metavar="SUITE")
     only = parser.parse_args().only
-    (CHECKOUT / "build").mkdir(exist_ok=True)
-    rows = [run_suite(name) for name in only or SUITES]
-    lines = [list(rows[0]), ["---"] * len(rows[0])]
-    lines += [[str(value) for value in row.values()] for row in rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    print(table)
+    BUILD.mkdir(exist_ok=True)
+    results = {suite: run_suite(suite) for suite in only or [*SUITES, TYPES]}
+    rows = [row for row in results.values() if row]
+    print(table_of(rows))
     if not only:
-        git = ["git", "describe", "--always", "--dirty"]
-        commit = subprocess.run(git, cwd=CHECKOUT, capture_output=True, text=True)
-        page = CHECKOUT / "docs" / "results" / "test_all.md"
-        page.write_text(
-            "# The last whole run of `make test-all`\n\n"
-            f"{time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()}, "
-            f"{os.cpu_count()} cores, {describe_environment()}. "
-            f"The oldest PyTorch: {', '.join(oldest_pytorch())}. "
-            "Skipped tests say why: `pytest -rs`.\n\n"
-            f"{table}\n",
-            encoding="utf-8",
-        )
-    sys.exit(any(row["failed"] for row in rows))
+        write_pages(rows, [suite for suite, row in results.items() if not row])
+    sys.exit(any(row.failed for row in rows))
 
 
 if __name__ == "__main__":

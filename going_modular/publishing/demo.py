@@ -1,9 +1,9 @@
-"""Try it: a page on this machine that says what is on a photo, and shows attention.
+"""Try it: a page on this machine that classifies a photo and shows attention.
 
-python -m going_modular.publishing.demo                            # our backbone, head fitted now
+python -m going_modular.publishing.demo                            # our backbone and a new head
 python -m going_modular.publishing.demo --weights vit.safetensors  # a model of going_modular.train
 
-The server can be reached from this machine only, and the page asks no other host.
+Only this machine can reach the server, and the page asks no other host.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import gradio as gr
 import numpy as np
@@ -23,32 +22,22 @@ from torch import nn
 
 from going_modular import data_setup, engine
 from going_modular.drawings.synthetic_food import draw
-from going_modular.images import reading, transforms
+from going_modular.images import reading
 from going_modular.images.transforms import denormalize, evaluation_transform
-from going_modular.model_builder import ViT
 from going_modular.predictions import predict_image
 from going_modular.training.fit import fit
 from going_modular.training.recipes import HEAD
 from going_modular.utils import get_device, set_seeds
 from going_modular.vit.backbones import load_pretrained_backbone, vit_of
-from going_modular.vit.files import read_vit
+from going_modular.vit.files import Classifier, read_classifier
 from going_modular.vit.inspect import attention_maps, attention_rollout, class_attention
-from going_modular.vit.plots import stretched
+from going_modular.vit.plots import upsample
 from going_modular.vit.positions import Grid
 
 DEVICE = get_device()
-SMALLEST, LONGEST = 32, 10  # pixels of the shorter side; the longer one by the shorter
-SHARP = 560  # pixels of a square that is drawn, at least
-
-
-class Classifier(NamedTuple):
-    """A model, with all that the page needs to use it and to say what it is."""
-
-    model: nn.Module
-    vit: ViT  # the part of the model that has attention
-    transform: transforms.Transform
-    class_names: list[str]
-    description: str
+SMALLEST = 32  # pixels of the shorter side of a picture
+LONGEST = 10  # the longer side of a picture, at most, by the shorter one
+SHARP = 560  # pixels of the longer side of a picture that is drawn, at least
 
 
 def fit_classifier() -> Classifier:
@@ -77,35 +66,21 @@ def fit_classifier() -> Classifier:
     return Classifier(model, vit_of(backbone), transform, class_names, description)
 
 
-def read_classifier(path: str | Path) -> Classifier:
-    """A classifier that `python -m going_modular.train` wrote.
-
-    Raises:
-        FileNotFoundError, ValueError: if it cannot be read, or has no class names.
-    """
-    vit, notes = read_vit(path)
-    if "class_names" not in notes:
-        raise ValueError(f"{Path(path).name} does not name its classes")
-    transform = evaluation_transform(vit.config.image_size)
-    description = f"the ViT of {Path(path).name}. Its accuracy was not measured here"
-    return Classifier(vit, vit, transform, notes["class_names"], description)
-
-
 def read_picture(picture: str | Path | Image.Image) -> Image.Image:
-    """`load_image`, with words for the page.
+    """`load_image`, with error messages for the page.
 
     Raises:
-        ValueError: if it is no picture, or too small or narrow to be worth a look.
+        ValueError: if the file is no picture, or the picture is too small or narrow.
     """
     try:
         picture = reading.load_image(picture)
     except ValueError as error:
         raise ValueError(
-            "This file cannot be read as a picture. It is damaged, or of a kind that "
-            "is not known here (HEIC, SVG). Save it as JPEG or PNG and try again."
+            "This file cannot be read as a picture. It is damaged, or its kind is not "
+            "known here (HEIC, SVG). Save it as JPEG or PNG and try again."
         ) from error
-    least, most = sorted(picture.size)
-    if least < SMALLEST or most > LONGEST * least:
+    shorter, longer = sorted(picture.size)
+    if shorter < SMALLEST or longer > LONGEST * shorter:
         raise ValueError(
             f"This picture has {picture.width} × {picture.height} pixels. Its shorter "
             f"side should have at least {SMALLEST}, and the longer side at most "
@@ -115,11 +90,11 @@ def read_picture(picture: str | Path | Image.Image) -> Image.Image:
 
 
 def attention_of(maps: torch.Tensor, grid: Grid, layer: int, head: int) -> torch.Tensor:
-    """A picture of attention: maps (L, h, T, T) -> (rows, columns).
+    """The attention to each patch: maps (L, h, T, T) -> (rows, columns).
 
     Args:
-        layer: counted from 1; 0 is the rollout over all layers, whatever the head.
-        head: counted from 1; 0 is the mean of all heads.
+        layer: counted from 1. 0 is the rollout over all layers, for any head.
+        head: counted from 1. 0 is the mean of all heads.
     """
     if layer == 0:
         return class_attention(attention_rollout(maps), grid)
@@ -127,41 +102,40 @@ def attention_of(maps: torch.Tensor, grid: Grid, layer: int, head: int) -> torch
     return class_attention(heads[head - 1] if head else heads.mean(dim=0), grid)
 
 
-def overlay(seen: np.ndarray, attention: torch.Tensor) -> np.ndarray:
-    """Colours (H, W, 3) as they are where attention is largest, dark grey at 0; uint8.
+def overlay(image: np.ndarray, attention: torch.Tensor) -> np.ndarray:
+    """Colors (H, W, 3) as they are where attention is largest, dark grey at 0; uint8.
 
-    Figure 6 of the paper, but what is not lit can still be made out.
+    This is Figure 6 of the paper, except that the dark parts stay visible.
     """
-    light = stretched(attention[None], seen.shape[:2])[0][:, :, None]
+    light = upsample(attention[None], image.shape[:2])[0][:, :, None]
     light = light / light.max()
-    grey = 0.4 * seen.mean(axis=2, keepdims=True)
-    return (255 * (light * seen + (1 - light) * grey)).round().astype(np.uint8)
+    grey = 0.4 * image.mean(axis=2, keepdims=True)
+    return (255 * (light * image + (1 - light) * grey)).round().astype(np.uint8)
 
 
-def patches_apart(seen: np.ndarray, grid: Grid) -> np.ndarray:
-    """Colours (H, W, 3) cut into patches, enlarged, with clear gaps; uint8 RGBA."""
-    (rows, columns), scale = grid, -(-SHARP // len(seen))
-    pixels = np.dstack([seen, np.ones(seen.shape[:2])])  # opaque
+def separate_patches(image: np.ndarray, grid: Grid) -> np.ndarray:
+    """Colors (H, W, 3) cut into patches, enlarged, with transparent gaps; uint8 RGBA."""
+    (rows, columns), scale = grid, -(-SHARP // max(image.shape[:2]))
+    pixels = np.dstack([image, np.ones(image.shape[:2])])  # opaque
     pixels = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
     patches = pixels.reshape(rows, len(pixels) // rows, columns, -1, 4)
     gap = max(patches.shape[1] // 10, 2)
     patches = np.pad(patches, ((0, 0), (0, gap), (0, 0), (0, gap), (0, 0)))
-    apart = patches.reshape(rows * patches.shape[1], -1, 4)[:-gap, :-gap]
-    return (255 * apart).round().astype(np.uint8)
+    separate = patches.reshape(rows * patches.shape[1], -1, 4)[:-gap, :-gap]
+    return (255 * separate).round().astype(np.uint8)
 
 
 MODEL = """# Try it: what is on the photo?
 **The model:** {}. It knows only **{}**, and cannot say "none of them".
 Your photo stays on this machine, and is deleted when Ctrl-C stops the server."""
 PROBABILITIES = """**How to read it:** the numbers compare these classes and sum to
-100%, whatever is on the picture. A probability is no certainty: 99% can be wrong."""
-ATTENTION = """**How to read it:** the patch that the {} takes most from keeps its
-colours; one that it takes nothing from is dark and grey. **Attention is not an
-explanation:** it says where a token took something from, not what the answer depended
-on. In notebook 12, covering what the rollout lights costs our backbone no more than
-covering the middle."""
-PATCHES = """**How to read it:** this is all that the model gets: the middle square of
-the picture in {0} × {0} pixels, cut into {1} × {2} patches. Each becomes one token."""
+100% for any picture. A probability is no certainty: 99% can be wrong."""
+ATTENTION = """**How to read it:** the {} takes most from the brightest patch, and
+nothing from a dark grey one. **Attention is not an explanation:** it shows where a token
+took something from, not what the answer depended on. In notebook 12, covering the brightest
+patches costs our backbone no more than covering the middle of the image."""
+PATCHES = """**How to read it:** this is all that the model gets: the middle of the
+picture in {} × {} pixels, cut into {} × {} patches. Each becomes one token."""
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: auto !important; }
 .gallery { max-width: 300px; }
@@ -173,6 +147,8 @@ def build_page(classifier: Classifier) -> gr.Blocks:
     model, vit, transform, class_names, description = classifier
     colors = {"mean": transform.mean, "std": transform.std}
     config, grid = vit.config, vit.config.grid
+    H, W = config.image_hw
+    sharp_size = (SHARP * H // max(H, W), SHARP * W // max(H, W))
 
     def show(picture, layer, head):
         hidden = {verdict: gr.Column(visible=False), pictures: gr.Row(visible=False)}
@@ -185,8 +161,8 @@ def build_page(classifier: Classifier) -> gr.Blocks:
         prediction = predict_image(model, picture, class_names, transform, DEVICE)
         image = transform(picture)[None].to(DEVICE)  # (1, 3, H, W)
         maps = attention_maps(vit, image)[0].cpu()
-        # The same square with more pixels than the model gets
-        square = denormalize(evaluation_transform(SHARP, **colors)(picture), **colors)
+        # The same part of the picture with more pixels than the model gets
+        view = denormalize(evaluation_transform(sharp_size, **colors)(picture), **colors)
         picture.thumbnail((640, 640))  # browsers cannot show every kind of file
         return {
             photo: picture,
@@ -194,17 +170,17 @@ def build_page(classifier: Classifier) -> gr.Blocks:
             verdict: gr.Column(visible=True),
             probabilities: prediction.probabilities,
             pictures: gr.Row(visible=True),
-            looked: (square, maps),
-            attention: overlay(square, attention_of(maps, grid, layer, head)),
-            patches: patches_apart(denormalize(image[0], **colors), grid),
+            looked: (view, maps),
+            attention: overlay(view, attention_of(maps, grid, layer, head)),
+            patches: separate_patches(denormalize(image[0], **colors), grid),
         }
 
     def light(looked, layer, head):
-        square, maps = looked
-        lit = overlay(square, attention_of(maps, grid, layer, head))
+        view, maps = looked
+        lit = overlay(view, attention_of(maps, grid, layer, head))
         return lit, gr.Dropdown(value=head if layer else 0, interactive=layer > 0)
 
-    def choice(name, everything, count):
+    def choose(name, everything, count):
         each = [(f"{name} {number}", number) for number in range(1, count + 1)]
         return gr.Dropdown(
             [(everything, 0), *each],
@@ -240,8 +216,8 @@ def build_page(classifier: Classifier) -> gr.Blocks:
                     buttons=[],
                     elem_id="photo",
                 )
-                # Gradio would open the file itself, and show Pillow's error
-                photo.preprocess = lambda file: file and file.path
+                # Gradio would open the file itself and show Pillow's error
+                photo.preprocess = lambda file: file and file.path  # type: ignore
                 message = gr.Markdown(elem_id="message")
             with gr.Column():
                 dishes = [
@@ -262,14 +238,14 @@ def build_page(classifier: Classifier) -> gr.Blocks:
             with gr.Column():
                 attention = shown("attention")
                 with gr.Row():
-                    layer = choice("layer", "rollout over all layers", config.num_layers)
-                    head = choice("head", "mean of all heads", config.num_heads)
+                    layer = choose("layer", "rollout over all layers", config.num_layers)
+                    head = choose("head", "mean of all heads", config.num_heads)
                 has_class_token = config.pool == "class_token"
                 token = "class token" if has_class_token else "average token"
                 gr.Markdown(ATTENTION.format(token))
             with gr.Column():
                 patches = shown("patches")
-                gr.Markdown(PATCHES.format(config.image_size, *grid))
+                gr.Markdown(PATCHES.format(H, W, *grid))
         chosen = [layer, head]
         answers = [photo, message, verdict, probabilities, pictures, looked, attention, patches]
         gr.on([photo.upload, photo.clear], show, [photo, *chosen], answers)
@@ -287,8 +263,45 @@ async def forbid_other_hosts(request, call_next):
     return answer
 
 
+def serve(classifier: Classifier, port: int | None) -> None:
+    """Start the server, print its address, and stop at Ctrl-C.
+
+    Raises:
+        OSError: if there is no free port.
+    """
+    with tempfile.TemporaryDirectory(prefix="demo-") as folder:
+        # Gradio keeps uploaded photos here, until the server stops
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        page = build_page(classifier)
+        try:
+            _, url, _ = page.launch(
+                server_name="127.0.0.1",
+                server_port=port,
+                share=False,
+                ssr_mode=False,  # no second server, in Node
+                max_file_size="10mb",
+                theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono="monospace"),
+                css=CSS,
+                footer_links=[],
+                run_history=False,
+                app_kwargs={
+                    "middleware": [Middleware(BaseHTTPMiddleware, dispatch=forbid_other_hosts)]
+                },
+                quiet=True,
+                prevent_thread_lock=True,
+            )
+        except (OSError, OverflowError) as error:
+            ports = f"port {port}" if port else "a port from 7860 on"
+            raise OSError(
+                f"the server cannot listen on {ports}: another program uses it, or the system "
+                "does not allow it. Give another number with --port"
+            ) from error
+        print(f"Open {url} in a browser; Ctrl-C stops the server.", flush=True)
+        page.block_thread()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Start the server and print its address; Ctrl-C stops it."""
+    """Read the options, load or fit the classifier, and serve the page."""
     parser = argparse.ArgumentParser(
         prog="python -m going_modular.publishing.demo",
         description="A page on this machine on which to try a ViT on a photo.",
@@ -304,30 +317,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     weights = options.weights
     try:
         classifier = read_classifier(weights.absolute()) if weights else fit_classifier()
+        serve(classifier, options.port)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    with tempfile.TemporaryDirectory(prefix="demo-") as folder:
-        # Gradio keeps what is uploaded: here, until the server stops
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        page = build_page(classifier)
-        _, url, _ = page.launch(
-            server_name="127.0.0.1",
-            server_port=options.port,
-            share=False,
-            ssr_mode=False,  # no second server, in Node
-            max_file_size="10mb",
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono="monospace"),
-            css=CSS,
-            footer_links=[],
-            run_history=False,
-            app_kwargs={
-                "middleware": [Middleware(BaseHTTPMiddleware, dispatch=forbid_other_hosts)]
-            },
-            quiet=True,
-            prevent_thread_lock=True,
-        )
-        print(f"Open {url} in a browser; Ctrl-C stops the server.", flush=True)
-        page.block_thread()
 
 
 if __name__ == "__main__":

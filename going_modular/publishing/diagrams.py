@@ -1,27 +1,33 @@
-"""The architecture, one block and the equations, drawn from the code itself.
+"""Draw the architecture, one block and the equations from the code itself.
 
-python -m going_modular.publishing.diagrams  # into docs/diagrams, for light and for dark pages
+python -m going_modular.publishing.diagrams  # into docs/diagrams, for light and dark pages
 """
 
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.path import Path
 from matplotlib.text import Text
 
 from going_modular.model_builder import TransformerEncoderBlock, ViT, ViTConfig
+from going_modular.publishing.hosted import require_checkout
 from going_modular.utils import project_path
 
 FOLDER = "docs/diagrams"
+CIRCLE: dict[str, Any] = {"boxstyle": "circle,pad=0"}
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a page; those of the parts are the equations' in all notebooks."""
+    """The colors of a page. An equation has the same color here as in the notebooks."""
 
     page: str
     ink: str
@@ -31,10 +37,11 @@ class Theme:
     three: str  # equation 3: the MLP
     four: str  # equation 4, the class token and the head
 
-    def tint(self, color: str, share: float = 0.22) -> tuple[float, ...]:
-        """A colour mixed into the page."""
-        page, color = to_rgb(self.page), to_rgb(color)
-        return tuple((1 - share) * p + share * c for p, c in zip(page, color, strict=True))
+    def tint(self, color: str, share: float = 0.22) -> tuple[float, float, float]:
+        """A color mixed into that of the page."""
+        pairs = zip(to_rgb(self.page), to_rgb(color), strict=True)
+        red, green, blue = ((1 - share) * page + share * ink for page, ink in pairs)
+        return red, green, blue
 
 
 LIGHT = Theme("#ffffff", "#222222", "#666666", "#b98316", "#2a7f86", "#6f8f3f", "#c8553d")
@@ -42,58 +49,115 @@ DARK = Theme("#131416", "#e8e8e8", "#a0a0a0", "#e0b25a", "#5db7be", "#a3c678", "
 THEMES = {"light": LIGHT, "dark": DARK}
 
 
+class Part(NamedTuple):
+    """A rectangle of a sheet, around the point (x, y). Arrows join two of them."""
+
+    name: str  # its id in the figure
+    x: float
+    y: float
+    width: float = 0.0
+    height: float = 0.0
+
+    def edge(self, right: int, up: int) -> Point:
+        """The middle of a side or a corner: (1, 0) right, (0, -1) below, (-1, -1) below left."""
+        return self.x + right * self.width / 2, self.y + up * self.height / 2
+
+
+class Step(NamedTuple):
+    """A part of a chain. The text "+" makes it the addition of a residual."""
+
+    name: str
+    text: str
+    color: str
+    note: str = ""  # to the right of the part
+    shape: str = ""  # of the tensor after it
+
+
 class Sheet:
-    """A figure to draw boxes and arrows on; one unit is one inch."""
+    """A figure on which to draw parts and arrows. Its unit is one inch."""
 
     def __init__(self, width: float, height: float, theme: Theme):
         self.theme = theme
-        self.figure = plt.figure(figsize=(width, height), layout="none")
-        self.axis: Axes = self.figure.add_axes((0, 0, 1, 1))
+        self.figure: Figure = plt.figure(figsize=(width, height), layout="none")
+        self.axis = self.figure.add_axes((0, 0, 1, 1))
         self.axis.set(xlim=(0, width), ylim=(0, height))
         self.axis.set_axis_off()
 
-    def text(self, x: float, y: float, text: str, size: float = 11, **options) -> Text:
-        """A text, its middle at (x, y) if not asked for otherwise; size in points."""
+    def text(self, x: float, y: float, text: str, size: float = 11, **options) -> None:
+        """A text with its middle at (x, y), unless the options align it otherwise."""
         options = {"color": self.theme.ink, "ha": "center", "va": "center"} | options
-        return self.axis.text(x, y, text, fontsize=size, **options)
+        self.axis.text(x, y, text, fontsize=size, **options)
 
-    def box(
-        self, x: float, y: float, width: float, height: float, color: str, text: str = ""
+    def draw(self, part: Part, color: str, text: str = "", size: float = 11, **options) -> Part:
+        """A box with a text in it; with `**CIRCLE`, a circle."""
+        style: dict[str, Any] = {
+            "boxstyle": "round,pad=0,rounding_size=0.06",
+            "facecolor": self.theme.tint(color),
+            "edgecolor": color,
+            "lw": 1.2,
+            "gid": part.name,
+        } | options
+        box = FancyBboxPatch(part.edge(-1, -1), part.width, part.height, **style)
+        self.axis.add_patch(box)
+        self.text(part.x, part.y, text, size)
+        return part
+
+    def line(self, start: Part, end: Part, points: Sequence[Point], color: str = "") -> None:
+        """An arrow through points. Its id in the figure is "start__end"."""
+        arrow = FancyArrowPatch(path=Path(points), arrowstyle="-|>", mutation_scale=10, lw=1.2)
+        arrow.set(color=color or self.theme.muted, joinstyle="miter")
+        arrow.set_gid(f"{start.name}__{end.name}")
+        self.axis.add_patch(arrow)
+
+    def arrow(self, start: Part, end: Part, color: str = "") -> None:
+        """An arrow up or down to a part of the same column, or to the right.
+
+        To the right it runs through the middle of the smaller part.
+        """
+        if start.x == end.x:
+            up = 1 if end.y > start.y else -1
+            points = [start.edge(0, up), end.edge(0, -up)]
+        else:
+            y = min(start, end, key=lambda part: part.height).y
+            points = [(start.edge(1, 0)[0] + 0.05, y), (end.edge(-1, 0)[0] - 0.03, y)]
+        self.line(start, end, points, color)
+
+    def caption(self, part: Part, text: str, shape: str) -> None:
+        """A text below a part, and the shape of the tensor that it shows."""
+        _, bottom = part.edge(0, -1)
+        self.text(part.x, bottom - 0.17, text, va="top")
+        lines = text.count("\n") + 1
+        self.text(part.x, bottom - 0.38 - 0.19 * lines, shape, 9, color=self.theme.muted)
+
+    def chain(
+        self, start: Part, up: int, steps: Sequence[Step], width: float, pitch: float, **note_style
     ) -> None:
-        """A box around the middle (x, y), with a text in it."""
-        corner = (x - width / 2, y - height / 2)
-        self.axis.add_patch(
-            FancyBboxPatch(
-                corner,
-                width,
-                height,
-                boxstyle="round,pad=0,rounding_size=0.06",
-                facecolor=self.theme.tint(color),
-                edgecolor=color,
-                lw=1.2,
-            )
-        )
-        self.text(x, y, text)
+        """Draw parts upwards (up = 1) or downwards (-1) from a point, joined by arrows.
 
-    def arrow(self, *points: tuple[float, float], color: str = "") -> None:
-        """A line through points, with a head at the last."""
-        color = color or self.theme.muted
-        if len(points) > 2:
-            self.axis.plot(*zip(*points[:-1], strict=True), color=color, lw=1.2)
-        self.axis.annotate(
-            "",
-            points[-1],
-            points[-2],
-            arrowprops=dict(arrowstyle="-|>", color=color, lw=1.2, shrinkA=0, shrinkB=0),
-        )
-
-    def plus(self, x: float, y: float) -> None:
-        """The circle at which a residual is added."""
-        theme = self.theme
-        circle = Circle((x, y), 0.13, facecolor=theme.page, edgecolor=theme.ink, lw=1.2)
-        self.axis.add_patch(circle)
-        for dx, dy in ((0.07, 0), (0, 0.07)):
-            self.axis.plot((x - dx, x + dx), (y - dy, y + dy), color=theme.ink, lw=1.2, zorder=3)
+        Their middles are one pitch apart. A residual leaves half-way to the first part that
+        it goes around.
+        """
+        x, muted, side = start.x, self.theme.muted, start.x - width / 2 - 0.4
+        last = source = start
+        for number, step in enumerate(steps, 1):
+            y = start.y + number * up * pitch
+            if step.text == "+":
+                part = Part(step.name, x, y, 0.26, 0.26)
+                self.draw(part, step.color, facecolor=self.theme.page, **CIRCLE)
+                self.axis.plot(x, y, "+", color=step.color, ms=10, mew=1.2)
+                leaves = source.y + 0.45 * up * pitch
+                self.line(source, part, [(x, leaves), (side, leaves), (side, y), part.edge(-1, 0)])
+                middle = (leaves + y) / 2
+                self.text(side - 0.16, middle, "residual", 9, color=muted, rotation=90)
+                source = part
+            else:
+                part = Part(step.name, x, y, width, 0.56 if "\n" in step.text else 0.37)
+                self.draw(part, step.color, step.text)
+            self.arrow(last, part)
+            last = part
+            self.text(x + width / 2 + 0.15, y, step.note, ha="left", color=step.color, **note_style)
+            self.text(x + 0.12, y + up * pitch / 2, step.shape, 9, ha="left", color=muted)
+        self.arrow(last, Part("output", x, last.y + up * pitch))
 
 
 def shape(*sizes) -> str:
@@ -101,211 +165,164 @@ def shape(*sizes) -> str:
     return f"({', '.join(str(size) for size in sizes)})"
 
 
-def draw_architecture(config: ViTConfig, theme: Theme = LIGHT) -> plt.Figure:
-    """What Figure 1 of the paper shows: the model, and on the right one block of it."""
+def draw_architecture(config: ViTConfig, theme: Theme = LIGHT) -> Figure:
+    """Figure 1 of the paper: the model, and on the right one block of it."""
     c, sheet = config, Sheet(10.5, 5.2, theme)
-    N, D = c.num_patches, c.embedding_dim
+    N, middle, top, heading = c.num_patches, 2.8, 4.25, 4.85
+    tokens = shape("B", N + 1, c.embedding_dim)
 
-    # the image, cut into patches
-    shades = (0.15, 0.45, 0.3, 0.6, 0.5, 0.2, 0.65, 0.35, 0.25)
-    for i, share in enumerate(shades):
-        corner = (0.2 + 0.37 * (i % 3), 2.9 - 0.37 * (i // 3))
-        color = theme.tint(theme.one, share)
-        sheet.axis.add_patch(Rectangle(corner, 0.34, 0.34, facecolor=color))
-    sheet.text(0.75, 1.75, "image, cut\ninto patches", color=theme.ink)
-    sheet.text(0.75, 1.3, shape("B", c.in_channels, *c.image_hw), 9, color=theme.muted)
+    image = Part("image", 0.75, middle, 1.1, 1.1)
+    for i, share in enumerate((0.15, 0.45, 0.3, 0.6, 0.5, 0.2, 0.65, 0.35, 0.25)):
+        corner = (0.2 + 0.37 * (i % 3), middle + 0.2 - 0.37 * (i // 3))
+        fill = theme.tint(theme.one, share)
+        sheet.axis.add_patch(Rectangle(corner, 0.34, 0.34, facecolor=fill))
+    sheet.caption(image, "image, cut\ninto patches", shape("B", c.in_channels, *c.image_hw))
 
-    # tokens with their positions, the class token on top
-    sheet.arrow((1.38, 2.75), (2.05, 2.75))
-    sheet.text(1.7, 2.95, "× E", color=theme.one)
-    labels = ["class", "patch 1", "patch 2", "patch 3", "⋮", f"patch {N}"]
-    for i, label in enumerate(labels):
-        y = 4.25 - 0.58 * i
-        color = theme.one if i else theme.four
-        if label == "⋮":
-            sheet.text(2.62, y, label, 14, color=theme.one)
+    column = Part("tokens", 2.97, middle, 1.68, 3.6)
+    sheet.arrow(image, column)
+    sheet.text(1.7, middle + 0.2, "× E", color=theme.one)
+    encoder = sheet.draw(Part("encoder", 4.85, middle, 1.15, 3.6), theme.two)
+    sheet.text(4.85, middle + 0.15, "encoder:", weight="bold")
+    sheet.text(4.85, middle - 0.15, f"{c.num_layers} blocks")
+    for row, number in enumerate((0, 1, 2, 3, None, N)):
+        y = top - 0.58 * row
+        if number is None:
+            sheet.text(2.62, y, "⋮", 14, color=theme.one)
             continue
-        sheet.box(2.62, y, 0.98, 0.42, color, label)
-        number = N if i == len(labels) - 1 else i
+        name, color = (f"patch {number}", theme.one) if number else ("class", theme.four)
+        sheet.draw(Part(f"token-{number}", 2.62, y, 0.98, 0.42), color, name)
         sheet.text(3.27, y, "+", color=theme.muted)
-        sheet.axis.add_patch(
-            Circle((3.6, y), 0.2, facecolor=theme.tint(theme.one, 0.1), edgecolor=theme.one)
-        )
-        sheet.text(3.6, y, str(number), 9)
-        sheet.arrow((3.85, y), (4.25, y))
-    sheet.text(2.62, 0.75, "tokens", color=theme.ink)
-    sheet.text(3.6, 0.75, "positions", color=theme.ink)
-    sheet.text(3.1, 0.42, shape("B", N + 1, D), 9, color=theme.muted)
-    sheet.text(2.2, 4.85, "equation 1", color=theme.one, weight="bold")
+        position = Part(f"position-{number}", 3.6, y, 0.4, 0.4)
+        fill = theme.tint(theme.one, 0.1)
+        sheet.draw(position, theme.one, str(number), 9, facecolor=fill, **CIRCLE)
+        sheet.arrow(position, encoder)
+    sheet.caption(column, "tokens + positions", tokens)
+    sheet.caption(encoder, "same shape", tokens)
 
-    # the encoder
-    sheet.box(4.85, 2.8, 1.15, 3.6, theme.two)
-    sheet.text(4.85, 2.95, "encoder:", weight="bold")
-    sheet.text(4.85, 2.65, f"{c.num_layers} blocks")
-    sheet.text(4.85, 0.75, "same shape", color=theme.ink)
-    sheet.text(4.85, 0.42, shape("B", N + 1, D), 9, color=theme.muted)
-    sheet.text(4.85, 4.85, "equations 2, 3", color=theme.two, weight="bold")
-
-    # the class token's way out
-    sheet.arrow((5.45, 4.25), (5.75, 4.25), color=theme.four)
-    sheet.box(6.25, 4.25, 0.95, 0.42, theme.four, "LayerNorm")
-    sheet.text(6.25, 4.85, "equation 4", color=theme.four, weight="bold")
-    sheet.text(6.25, 3.87, shape("B", D), 9, color=theme.muted)
-    sheet.arrow((6.25, 3.72), (6.25, 3.42), color=theme.four)
-    sheet.box(6.25, 3.2, 0.95, 0.42, theme.four, "head")
-    sheet.arrow((6.25, 2.97), (6.25, 2.67), color=theme.four)
+    norm = sheet.draw(Part("norm", 6.25, top, 0.95, 0.42), theme.four, "LayerNorm")
+    head = sheet.draw(Part("head", 6.25, 3.3, 0.95, 0.42), theme.four, "head")
+    scores = Part("scores", 6.25, 2.35, 0.63, 0.65)
     for i, height in enumerate((0.65, 0.22, 0.38)):
-        corner = (5.93 + 0.23 * i, 1.9)
-        color = theme.tint(theme.four, 0.7)
-        sheet.axis.add_patch(Rectangle(corner, 0.17, height, facecolor=color))
-    sheet.text(6.25, 1.65, "a score for\neach class", va="top")
-    sheet.text(6.25, 1.05, shape("B", c.num_classes), 9, color=theme.muted)
+        corner = (5.93 + 0.23 * i, 2.02)
+        fill = theme.tint(theme.four, 0.7)
+        sheet.axis.add_patch(Rectangle(corner, 0.17, height, facecolor=fill))
+    for start, end in ((encoder, norm), (norm, head), (head, scores)):
+        sheet.arrow(start, end, theme.four)
+    after_norm = {"ha": "left", "color": theme.muted}
+    sheet.text(6.37, (top + 3.3) / 2, shape("B", c.embedding_dim), 9, **after_norm)
+    sheet.caption(scores, "a score for\neach class", shape("B", c.num_classes))
 
-    # one block, larger
-    x = 8.75
-    sheet.axis.add_patch(
-        FancyBboxPatch(
-            (7.3, 0.55),
-            3.0,
-            4.1,
-            boxstyle="round,pad=0,rounding_size=0.1",
-            facecolor="none",
-            edgecolor=theme.muted,
-            lw=1,
-            ls=(0, (4, 3)),
-        )
-    )
-    sheet.text(x, 4.85, "one block", weight="bold")
-    parts = (
-        ("LayerNorm", theme.muted, 1.3),
-        ("multi-head\nself-attention", theme.two, 1.95),
-        ("LayerNorm", theme.muted, 3.0),
-        ("MLP", theme.three, 3.55),
-    )
-    for name, color, y in parts:
-        sheet.box(x, y, 1.35, 0.58 if "\n" in name else 0.38, color, name)
-    for start, end in (
-        (0.3, 1.1),
-        (1.5, 1.65),
-        (2.25, 2.36),
-        (2.62, 2.8),
-        (3.2, 3.35),
-        (3.75, 3.96),
-        (4.22, 4.6),
+    frame = Part("block", 8.8, 2.45, 3.1, 4.2)
+    sheet.draw(frame, theme.muted, facecolor="none", lw=1, ls=(0, (4, 3)))
+    steps = [
+        Step("attention_norm", "LayerNorm", theme.muted),
+        Step("attention", "multi-head\nself-attention", theme.two, "equation 2"),
+        Step("add_attention", "+", theme.ink),
+        Step("mlp_norm", "LayerNorm", theme.muted),
+        Step("mlp", "MLP", theme.three, "equation 3"),
+        Step("add_mlp", "+", theme.ink),
+    ]
+    sheet.chain(Part("input", 8.7, 0.2), 1, steps, width=1.35, pitch=0.6, size=9)
+
+    for x, text, color in (
+        (2.97, "equation 1", theme.one),
+        (4.85, "equations 2, 3", theme.two),
+        (6.25, "equation 4", theme.four),
+        (8.7, "one block", theme.ink),
     ):
-        sheet.arrow((x, start), (x, end))
-    for y, name, color in ((1.95, "equation 2", theme.two), (3.55, "equation 3", theme.three)):
-        sheet.text(x + 1.1, y, name, 9, color=color)
-    for start, end in ((0.85, 2.49), (2.72, 4.09)):
-        sheet.axis.plot((x, x - 1.05), (start, start), color=theme.muted, lw=1.2)
-        sheet.arrow((x - 1.05, start), (x - 1.05, end), (x - 0.13, end))
-        sheet.plus(x, end)
-    sheet.text(x - 1.2, 1.67, "residual", 9, color=theme.muted, rotation=90)
-    sheet.text(x - 1.2, 3.4, "residual", 9, color=theme.muted, rotation=90)
+        sheet.text(x, heading, text, color=color, weight="bold")
     return sheet.figure
 
 
-def draw_block(config: ViTConfig, theme: Theme = LIGHT) -> plt.Figure:
-    """The shapes in an encoder block, from top to bottom, and the names in the code."""
+def draw_block(config: ViTConfig, theme: Theme = LIGHT) -> Figure:
+    """An encoder block from top to bottom, with its shapes and the names in the code."""
     c = config
     T, D, h = c.num_patches + 1, c.embedding_dim, c.num_heads
     tokens, heads = shape("B", T, D), shape("B", h, T, D // h)
+    norm, attention, mlp, ink = theme.muted, theme.two, theme.three, theme.ink
     kernel = "F.scaled_dot_product_attention"
-    norm, attention, mlp, residual = theme.muted, theme.two, theme.three, theme.ink
-    steps = [  # what is done, its colour, its name in the code, the shape after it
-        ("LayerNorm", norm, "attention_norm", tokens),
-        ("queries, keys, values", attention, "attention.qkv", shape("B", T, 3 * D)),
-        (f"in {h} heads", attention, "unflatten, permute", f"q, k, v: {heads}"),
-        (f"q kᵀ / √{D // h}, softmax", attention, kernel, shape("B", h, T, T)),
-        ("weighted sum of v", attention, "(in the same call)", heads),
-        ("heads side by side", attention, "transpose, flatten", tokens),
-        ("mix the heads", attention, "attention.projection", tokens),
-        ("+", residual, "... + z  # equation 2", tokens),
-        ("LayerNorm", norm, "mlp_norm", tokens),
-        ("dense layer", mlp, "mlp.expand", shape("B", T, c.mlp_dim)),
-        ("GELU", mlp, "mlp.gelu", shape("B", T, c.mlp_dim)),
-        ("dense layer", mlp, "mlp.contract", tokens),
-        ("+", residual, "... + z  # equation 3", tokens),
+    steps = [
+        Step("attention_norm", "LayerNorm", norm, "attention_norm", tokens),
+        Step(
+            "attention.qkv",
+            "queries, keys, values",
+            attention,
+            "attention.qkv",
+            shape("B", T, 3 * D),
+        ),
+        Step("split", f"in {h} heads", attention, "unflatten, permute", f"q, k, v: {heads}"),
+        Step("softmax", f"q kᵀ / √{D // h}, softmax", attention, kernel, shape("B", h, T, T)),
+        Step("sum", "weighted sum of v", attention, "(in the same call)", heads),
+        Step("join", "heads side by side", attention, "transpose, flatten", tokens),
+        Step("attention.projection", "mix the heads", attention, "attention.projection", tokens),
+        Step("add_attention", "+", ink, "... + z  # equation 2", tokens),
+        Step("mlp_norm", "LayerNorm", norm, "mlp_norm", tokens),
+        Step("mlp.expand", "dense layer", mlp, "mlp.expand", shape("B", T, c.mlp_dim)),
+        Step("mlp.gelu", "GELU", mlp, "mlp.gelu", shape("B", T, c.mlp_dim)),
+        Step("mlp.contract", "dense layer", mlp, "mlp.contract", tokens),
+        Step("add_mlp", "+", ink, "... + z  # equation 3", tokens),
     ]
-    step, x = 0.62, 2.05
-    sheet = Sheet(7, step * (len(steps) + 1) + 0.4, theme)
-    top = step * (len(steps) + 1)
-    sheet.text(x, top + 0.18, f"z: {tokens}", weight="bold")
-    start = top - 0.1  # where the residual leaves
-    for i, (name, color, code, after) in enumerate(steps):
-        y = top - step * (i + 1)
-        half = 0.13 if name == "+" else 0.18
-        above = 0.13 if i and steps[i - 1][0] == "+" else 0.18
-        sheet.arrow((x, y + step - (above if i else 0)), (x, y + half))
-        if name == "+":
-            sheet.plus(x, y)
-            sheet.axis.plot((x, x - 1.45), (start, start), color=norm, lw=1.2)
-            sheet.arrow((x - 1.45, start), (x - 1.45, y), (x - 0.13, y))
-            sheet.text(x - 1.62, (start + y) / 2, "residual", 9, color=norm, rotation=90)
-            start = y - 0.24
-        else:
-            sheet.box(x, y, 2.1, 2 * half, color, name)
-        sheet.text(3.4, y, code, 10, ha="left", family="monospace", color=color)
-        sheet.text(x + 0.12, y - step / 2, after, 9, ha="left", color=norm)
-    last = top - step * len(steps)
-    sheet.arrow((x, last - 0.13), (x, last - step + 0.1))
+    pitch = 0.62
+    start = Part("input", 2.05, pitch * (len(steps) + 1) + 0.1)
+    sheet = Sheet(7, start.y + 0.4, theme)
+    sheet.text(start.x, start.y + 0.18, f"z: {tokens}", weight="bold")
+    note_style = {"family": "monospace", "size": 10}
+    sheet.chain(start, -1, steps, width=2.1, pitch=pitch, **note_style)
     return sheet.figure
 
 
-# Where the code of each equation stands, and how its lines begin
+# The color of each equation, its formula, the function that computes it, and what its lines
+# look like there
 EQUATIONS = (
     (
         "one",
         r"$\mathbf{z}_0 = [\mathbf{x}_\mathrm{class};\, \mathbf{x}_p^1\mathbf{E};\, "
         r"\cdots;\, \mathbf{x}_p^N\mathbf{E}] + \mathbf{E}_{pos}$",
         ViT.embed,
-        ("patches =", "class_token =", "z =", "return"),
+        (r"^z = self\.patch", "^class_token =", r"^z = torch\.cat", "^return"),
     ),
     (
         "two",
         r"$\mathbf{z}'_\ell = \mathrm{MSA}(\mathrm{LN}(\mathbf{z}_{\ell-1})) "
         r"+ \mathbf{z}_{\ell-1}$",
         TransformerEncoderBlock.forward,
-        ("z = self.drop_path(self.attention",),
+        (r"self\.attention\(",),
     ),
     (
         "three",
         r"$\mathbf{z}_\ell = \mathrm{MLP}(\mathrm{LN}(\mathbf{z}'_\ell)) "
         r"+ \mathbf{z}'_\ell$",
         TransformerEncoderBlock.forward,
-        ("z = self.drop_path(self.mlp",),
+        (r"self\.mlp\(",),
     ),
-    ("four", r"$\mathbf{y} = \mathrm{LN}(\mathbf{z}_L^0)$", ViT.forward_features, ("return",)),
-    ("four", "", ViT.forward, ("y =", "return")),
+    ("four", r"$\mathbf{y} = \mathrm{LN}(\mathbf{z}_L^0)$", ViT.forward_features, ("^return",)),
+    ("four", "", ViT.forward, ("^y =", "^return")),
 )
 
 
-def lines_of(function: Callable, starts: tuple[str, ...]) -> list[str]:
-    """The lines of a function that begin so, without their comments.
+def lines_of(function: Callable, patterns: Sequence[str]) -> list[str]:
+    """The line of a function that fits each pattern, without its comment.
 
     Raises:
-        ValueError: if not exactly one line begins so: the code has changed.
+        ValueError: if no line or several lines fit, because the code has changed.
     """
     lines = [line.split("  # ")[0].strip() for line in inspect.getsource(function).splitlines()]
-    found = [[line for line in lines if line.startswith(start)] for start in starts]
+    found = [[line for line in lines if re.search(pattern, line)] for pattern in patterns]
     if any(len(each) != 1 for each in found):
         raise ValueError(
-            f"{function.__qualname__} should have one line for each of {starts}, found "
+            f"{function.__qualname__} should have one line for each of {patterns}, found "
             f"{found}: bring EQUATIONS up to date"
         )
     return [line for (line,) in found]
 
 
-def draw_equations(theme: Theme = LIGHT) -> plt.Figure:
+def draw_equations(theme: Theme = LIGHT) -> Figure:
     """Each equation above the lines of `model_builder.py` that compute it."""
     blocks = [
-        (getattr(theme, color), equation, function.__qualname__, lines_of(function, starts))
-        for color, equation, function, starts in EQUATIONS
+        (getattr(theme, color), equation, function.__qualname__, lines_of(function, patterns))
+        for color, equation, function, patterns in EQUATIONS
     ]
-    height = sum(
-        0.96 * bool(equation) + 0.34 * (not equation) + 0.27 * len(lines)
-        for _, equation, _, lines in blocks
-    )
+    height = sum((0.96 if block[1] else 0.34) + 0.27 * len(block[3]) for block in blocks)
     sheet, y = Sheet(7.2, height + 0.3, theme), height + 0.2
     left = {"ha": "left", "va": "center"}
     number = 0
@@ -325,8 +342,8 @@ def draw_equations(theme: Theme = LIGHT) -> plt.Figure:
     return sheet.figure
 
 
-def diagrams(config: ViTConfig, theme: Theme) -> dict[str, plt.Figure]:
-    """All of them, by name."""
+def diagrams(config: ViTConfig, theme: Theme) -> dict[str, Figure]:
+    """All drawings by name."""
     return {
         "architecture": draw_architecture(config, theme),
         "block": draw_block(config, theme),
@@ -334,13 +351,14 @@ def diagrams(config: ViTConfig, theme: Theme) -> dict[str, plt.Figure]:
     }
 
 
-def words_of(figure: plt.Figure) -> str:
-    """All that is written in a figure."""
+def words_of(figure: Figure) -> str:
+    """All texts of a figure."""
     return " · ".join(" ".join(t.get_text().split()) for t in figure.findobj(Text) if t.get_text())
 
 
 def main() -> None:
-    """Write each as a vector drawing, for light and for dark pages."""
+    """Write each drawing as SVG, for light and for dark pages."""
+    require_checkout()
     folder = project_path(FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     for name, theme in THEMES.items():

@@ -1,7 +1,7 @@
-"""Notebooks that are opened alone, as on Colab: the cell that fetches what they need.
+"""Notebooks that are opened alone, as on Colab: their first cell, and what it installs.
 
-Only the standard library (and `packaging`, which every Jupyter kernel has): this module
-is imported before anything else is there.
+The first cell imports this module before anything is installed. So the module needs
+the standard library and `packaging` only, which comes with every Jupyter kernel.
 """
 
 import importlib
@@ -14,67 +14,69 @@ from string import Template
 
 from packaging.requirements import Requirement
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-# PyTorch belongs to the host and its driver, and whoever reads this has a Jupyter.
+PROJECT = "vit-paper-replicating"  # pip's name for the package
+ROOT = Path(__file__).resolve().parents[2]
+# The same as utils.CHECKOUT, which cannot be imported before PyTorch is there.
+CHECKOUT = ROOT if (ROOT / "pyproject.toml").is_file() else None
+# PyTorch has to fit the host's driver, and everyone who runs a notebook has a Jupyter.
 LEFT_TO_THE_HOST = ("torch", "torchvision", "jupyterlab")
 
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 SETUP_CELL = Template(
     """
 # @title Run this first: it finds the package { display-mode: "form" }
-import http.client
-import io
+import importlib
+import subprocess
 import sys
-import tempfile
-import urllib.request
-import zipfile
 from pathlib import Path
 
 ARCHIVE = "$archive"
+above = [p for p in Path.cwd().parents if (p / "going_modular/publishing").is_dir()]
+sys.path += map(str, above)
+sys.path.sort(key=lambda folder: folder == "")  # files beside the notebook come last
 try:
-    from going_modular import hosted
-except ImportError:  # not installed: in a folder above, or fetched before?
-    fetched = Path("$folder").resolve()
-    places = [fetched, *fetched.parents]
-    found = [p for p in places if (p / "going_modular" / "hosted.py").is_file()]
-    if not found and not ARCHIVE:
-        raise ImportError(
-            "the package going_modular was not found: get the whole repository, from "
-            "where you have this notebook, and open the notebook in its folder there"
-        ) from None
-    if not found:
-        try:
-            with urllib.request.urlopen(ARCHIVE, timeout=60) as answer:
-                archive = zipfile.ZipFile(io.BytesIO(answer.read()))
-        except (OSError, http.client.HTTPException, zipfile.BadZipFile) as error:
-            raise ConnectionError(
-                f"could not fetch {ARCHIVE} ({error}): is there a network? On "
-                "Kaggle, switch Internet on in the settings; then run this cell again"
-            ) from error
-        with tempfile.TemporaryDirectory(dir=fetched.parent) as folder:
-            archive.extractall(folder)
-            try:
-                next(Path(folder).iterdir()).rename(fetched)
-            except OSError:
-                if not fetched.is_dir():  # no other notebook was faster
-                    raise
-        found = [fetched]
-    sys.path.insert(0, str(found[0]))
-    sys.modules.pop("going_modular", None)  # perhaps another package of this name
-    from going_modular import hosted
+    from going_modular.publishing import hosted
+except ImportError as error:  # not installed, and in no folder above
+    if not ARCHIVE:
+        hint = "get the whole repository and open this notebook in its folder there"
+        raise ImportError(f"going_modular was not found: {hint}") from error
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", ARCHIVE]
+    if (pip := subprocess.run(command, capture_output=True, text=True)).returncode:
+        hint = "is there a network? On Kaggle, switch Internet on, and run this again"
+        raise ImportError(f"{pip.stderr}\\npip failed: {hint}") from error
+    sys.modules.pop("going_modular", None)  # another package of this name
+    importlib.invalidate_caches()
+    from going_modular.publishing import hosted
 hosted.install_missing()
 """.strip()
 )
 
 
+def require_checkout() -> None:
+    """End the program, with one line, where there are no files of the repository."""
+    if not CHECKOUT:
+        sys.exit(
+            "This command works on the files of the repository, and pip installed "
+            "going_modular without them: run it in a checkout."
+        )
+
+
 def project_setting(name: str) -> str:
-    """A line `name = "..."` of pyproject.toml (Python 3.10 cannot read the format)."""
-    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
-    return re.search(rf'^{name} = "(.*)"$', text, re.M)[1]
+    """The value of a line `name = "..."` in pyproject.toml.
+
+    Python 3.10 has no reader for the format.
+
+    Raises:
+        ValueError: if there is no such line.
+    """
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    if found := re.search(rf'^{name} = "(.*)"$', text, re.M):
+        return found[1]
+    raise ValueError(f'pyproject.toml has no line {name} = "..."')
 
 
 def archive_of(repository: str, version: str) -> str:
-    """Where the source archive of a version lies, "" if it is published nowhere.
+    """The address of a version's source archive; "" if it is published nowhere.
 
     Args:
         repository: "owner/name" on GitHub, where the tag v<version> names the archive;
@@ -89,66 +91,76 @@ def archive_of(repository: str, version: str) -> str:
         return f"https://github.com/{repository}/archive/refs/tags/v{version}.zip"
     raise ValueError(
         f"the repository is {repository!r}: expected owner/name, as on GitHub, the URL "
-        'of a zip file, or "" to name none'
+        'of a zip file, or "" for none'
     )
 
 
 def setup_cell(repository: str, version: str) -> str:
     """The first code cell of every notebook."""
-    archive = archive_of(repository, version)
-    return SETUP_CELL.substitute(archive=archive, folder=f"vit-paper-replicating-{version}")
+    return SETUP_CELL.substitute(archive=archive_of(repository, version))
 
 
 def badge(repository: str, version: str, path: str) -> str:
-    """A link, in Markdown, that opens a notebook on Colab; "" if it is on no GitHub."""
+    """A link, in Markdown, that opens a notebook on Colab; "" if it is not on GitHub."""
     if not archive_of(repository, version).startswith("https://github.com/"):
         return ""
-    place = f"https://colab.research.google.com/github/{repository}/blob/v{version}/{path}"
-    return f"[![Open in Colab]({BADGE})]({place})"
+    address = f"https://colab.research.google.com/github/{repository}/blob/v{version}/{path}"
+    return f"[![Open in Colab]({BADGE})]({address})"
+
+
+def requirements() -> list[Requirement]:
+    """The packages that the notebooks need, without those for development.
+
+    From requirements.txt in a checkout, from pip's records elsewhere.
+
+    Raises:
+        ImportError: if pip has no records of the package.
+    """
+    if CHECKOUT:
+        lines = (CHECKOUT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+        lines = [line for line in lines if line and not line.startswith("#")]
+    else:
+        try:
+            lines = metadata.requires(PROJECT) or []
+        except metadata.PackageNotFoundError as error:
+            raise ImportError(
+                f"{ROOT / 'going_modular'} is a copy of the package alone, and pip did not "
+                "install it: install it with pip, or get the whole repository"
+            ) from error
+    found = map(Requirement, lines)
+    return [each for each in found if not each.marker or each.marker.evaluate({"extra": ""})]
 
 
 def install_missing() -> None:
-    """Install what requirements.txt lists and nobody has; never PyTorch.
+    """Install the packages of `requirements` that are missing, but never PyTorch.
 
-    What is there stays, also if it is older than requirements.txt asks for: then a line
-    says so.
+    An installed package stays, even if it is too old. Then a line says so.
 
     Raises:
-        ImportError: if PyTorch or torchvision is missing, pip fails, or the package was
-            installed without its repository.
+        ImportError: if PyTorch or torchvision is missing, or pip fails; see also
+            `requirements`.
     """
-    requirements, missing = REPOSITORY / "requirements.txt", []
-    if not requirements.is_file():
-        raise ImportError(
-            "going_modular is installed without weights and lists of files: uninstall "
-            "it, or install it from a clone with pip install --editable ."
-        )
-    for line in requirements.read_text("utf-8").splitlines():
-        if not line or line.startswith("#"):
-            continue
-        wanted = Requirement(line)
+    missing = []
+    for wanted in requirements():
         try:
             version = metadata.version(wanted.name)
         except metadata.PackageNotFoundError:
             missing.append(wanted)
-        else:
-            if not wanted.specifier.contains(version, prereleases=True):
-                print(f"{wanted.name} {version} is here, tested from {line}: go on")
-    if any(wanted.name in ("torch", "torchvision") for wanted in missing):
+            continue
+        if not wanted.specifier.contains(version, prereleases=True):
+            print(f"{wanted.name} {version} is installed; the notebooks are tested with {wanted}")
+    if any(each.name in ("torch", "torchvision") for each in missing):
         raise ImportError(
             "PyTorch is missing: install torch and torchvision together, as "
             "https://pytorch.org/get-started/locally/ says for your machine, and "
             "restart the kernel"
         )
-    install = [str(w) for w in missing if w.name not in LEFT_TO_THE_HOST]
-    if not install:
+    names = [str(each) for each in missing if each.name not in LEFT_TO_THE_HOST]
+    if not names:
         return
-    print("Installing what is missing:", ", ".join(install))
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", *install],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise ImportError(f"pip could not install {', '.join(install)}: {done.stderr}")
+    print("Installing what is missing:", ", ".join(names))
+    command = [sys.executable, "-m", "pip", "install", "--quiet", *names]
+    pip = subprocess.run(command, capture_output=True, text=True)
+    if pip.returncode:
+        raise ImportError(f"pip could not install {', '.join(names)}: {pip.stderr}")
     importlib.invalidate_caches()

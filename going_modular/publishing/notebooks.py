@@ -1,8 +1,8 @@
-"""The series as files: execute it, store its outputs, set where it is published.
+"""Run the notebooks, store their outputs in them, and set where they are published.
 
-python -m going_modular.publishing.notebooks run                        # into build/
-python -m going_modular.publishing.notebooks store                      # into the notebooks
-python -m going_modular.publishing.notebooks solve                      # the exercises' solutions
+python -m going_modular.publishing.notebooks run                        # writes to build/
+python -m going_modular.publishing.notebooks store                      # writes outputs into them
+python -m going_modular.publishing.notebooks solve                      # updates the solutions
 python -m going_modular.publishing.notebooks set-repository owner/name
 """
 
@@ -28,12 +28,12 @@ NOTEBOOKS = sorted(project_path("notebooks").glob("[0-9][0-9]_*.ipynb"))
 EXERCISES = sorted(project_path("notebooks/exercises").glob("*.ipynb"))
 SOLUTIONS = sorted(project_path("notebooks/solutions").glob("*.ipynb"))
 BUILD = project_path("build")
-# Outputs of the cells tagged "readme-picture", by the number of their notebook
+# The README's pictures are outputs of the cells tagged "readme-picture". By notebook:
 README_PICTURES = {"00": ["drawn_food.jpg"], "12": ["attention.jpg", "positions.png"]}
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
-    """A notebook as it stands after running every cell once, in its own folder.
+    """Run every cell of a notebook once, in its own folder, and return the result.
 
     Raises:
         nbclient.exceptions.CellExecutionError: at the first cell that fails.
@@ -43,24 +43,24 @@ def execute(path: Path) -> nbformat.NotebookNode:
         notebook,
         timeout=None,
         record_timing=False,
-        extra_arguments=["--log-level=ERROR"],  # the kernel's own chatter
+        extra_arguments=["--log-level=ERROR"],  # no news of the kernel
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
-    # One text for each stream, and of a progress bar only what it leaves behind.
+    # One text for each stream. Of a progress bar, only its last state stays.
     CoalesceStreamsPreprocessor().preprocess(notebook, {})
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("text") is None or o.text.strip()]
-            describe(cell)
+            add_alt_text(cell)
     notebook.metadata.pop("widgets", None)
-    notebook.metadata.language_info = {"name": "python"}  # no version of one machine
+    notebook.metadata.language_info = {"name": "python"}  # not this machine's version
     return notebook
 
 
-def describe(cell: nbformat.NotebookNode) -> None:
-    """Give a cell's pictures the alternative text that its metadata hold.
+def add_alt_text(cell: nbformat.NotebookNode) -> None:
+    """Copy the alternative text of a cell's metadata to the pictures in its outputs.
 
-    It stands where MyST-NB looks for it; Jupyter and its web pages look at the output.
+    MyST-NB reads it from the cell. Jupyter and its web pages read it from the output.
     """
     alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt")
     for output in cell.outputs if alt else []:
@@ -70,7 +70,7 @@ def describe(cell: nbformat.NotebookNode) -> None:
 
 
 def tags_of(cell: nbformat.NotebookNode) -> list[str]:
-    """The tags of a cell, by which the commands of this module know it."""
+    """The tags of a cell: they tell the commands of this module what it is for."""
     return cell.metadata.get("tags", [])
 
 
@@ -81,9 +81,9 @@ def outputs_of(notebook: nbformat.NotebookNode, tag: str) -> list:
 
 
 def run(paths: list[Path]) -> None:
-    """Execute notebooks into `build/`, with HTML pages, and print the results.
+    """Execute notebooks, write them to `build/` with HTML pages, and print the results.
 
-    Results are what the cells tagged "result" print.
+    A cell tagged "result" prints results.
     """
     (BUILD / "notebooks").mkdir(parents=True, exist_ok=True)
     (BUILD / "html").mkdir(parents=True, exist_ok=True)
@@ -103,9 +103,9 @@ def run(paths: list[Path]) -> None:
 
 
 def digest_of(notebook: nbformat.NotebookNode) -> str:
-    """The SHA-256 of all code cells: outputs belong to this code and no other.
+    """The SHA-256 of the code, which says whether the stored outputs belong to it.
 
-    But for the cell that finds the package: it shows nothing.
+    It leaves out the first cell, which shows nothing and changes with the address.
     """
     code = [
         cell.source
@@ -116,31 +116,31 @@ def digest_of(notebook: nbformat.NotebookNode) -> str:
 
 
 def shrink(output: nbformat.NotebookNode) -> None:
-    """Make a PNG a JPEG, or a PNG of 256 colours, if that is smaller.
+    """Store a PNG as a JPEG, or with 256 colours, if that is smaller.
 
-    The first suits what looks like a photo, the second a plot.
+    JPEG suits photos and drawings, few colours suit plots.
     """
     data = output.get("data", {})
     if "image/png" not in data:
         return
-    given = BytesIO(base64.b64decode(data.pop("image/png")))
-    picture, jpeg, png = Image.open(given).convert("RGB"), BytesIO(), BytesIO()
+    original = BytesIO(base64.b64decode(data.pop("image/png")))
+    picture, jpeg, png = Image.open(original).convert("RGB"), BytesIO(), BytesIO()
     picture.save(jpeg, "JPEG", quality=75)
     picture.quantize(256).save(png, "PNG", optimize=True)
-    smallest = min(given, png, jpeg, key=lambda file: len(file.getvalue()))
+    smallest = min(original, png, jpeg, key=lambda file: len(file.getvalue()))
     kind = "image/jpeg" if smallest is jpeg else "image/png"
     output.metadata = {kind: output.metadata.get("image/png", {})}
     data[kind] = base64.b64encode(smallest.getvalue()).decode()
 
 
 def picture_of(output: nbformat.NotebookNode) -> bytes:
-    """The file that an output shows, PNG or JPEG."""
+    """The content of the PNG or JPEG file that an output shows."""
     data = output.data
     return base64.b64decode(data.get("image/png") or data["image/jpeg"])
 
 
 def readme_pictures(path: Path, notebook: nbformat.NotebookNode) -> list[tuple]:
-    """(file, output that it shows) for each picture that a notebook gives the README.
+    """(file, output) of each picture that a notebook has for the README.
 
     Raises:
         ValueError: if `README_PICTURES` names more or fewer.
@@ -151,7 +151,7 @@ def readme_pictures(path: Path, notebook: nbformat.NotebookNode) -> list[tuple]:
     if len(files) != len(outputs):
         raise ValueError(
             f"{path.name} has {len(outputs)} pictures in cells tagged readme-picture, "
-            f"README_PICTURES names {len(files)}: give each a file there"
+            f"README_PICTURES names {len(files)} files: name one for each picture"
         )
     return list(zip(files, outputs, strict=True))
 
@@ -159,21 +159,21 @@ def readme_pictures(path: Path, notebook: nbformat.NotebookNode) -> list[tuple]:
 def require_drawings() -> None:
     """Raise `RuntimeError` unless notebooks use the drawn images.
 
-    Photos are not ours to publish.
+    We may not publish the photos.
     """
     if get_source() != "synthetic":
         raise RuntimeError(
             f"FOODVISION_SOURCE is {get_source()!r}: only outputs made from the drawn "
-            'images are stored, set it to "synthetic" (`make notebooks` does)'
+            'images are stored. Set it to "synthetic", as `make notebooks` does'
         )
 
 
 def store(paths: list[Path]) -> None:
-    """Execute notebooks on the drawn images and keep the outputs in them.
+    """Execute notebooks on the drawn images and store the outputs in them.
 
-    The metadata says which images the outputs show (`food_source`), at which size they
-    were made (`food_size`), and from which code (`code_digest`). Pictures of the cells
-    tagged "readme-picture" go to the README.
+    The metadata name the images (`food_source`), the size of the run (`food_size`) and
+    the code (`code_digest`) behind the outputs. Pictures of the cells tagged
+    "readme-picture" become the README's files.
 
     Raises:
         RuntimeError: see `require_drawings`; or if a notebook writes to the error
@@ -188,7 +188,9 @@ def store(paths: list[Path]) -> None:
         for cell in notebook.cells:
             for output in cell.get("outputs", []):
                 if output.get("name") == "stderr":
-                    raise RuntimeError(f"{path.name} warns: {output.text}")
+                    raise RuntimeError(
+                        f"{path.name} prints a warning, which would be stored: {output.text}"
+                    )
                 shrink(output)
         notebook.metadata.food_source = get_source()
         notebook.metadata.food_size = get_size()
@@ -198,13 +200,13 @@ def store(paths: list[Path]) -> None:
         nbformat.write(notebook, path)
 
 
-def solved(
+def with_answers(
     exercises: nbformat.NotebookNode, solutions: nbformat.NotebookNode
 ) -> nbformat.NotebookNode:
-    """The exercises, with the answers of a solutions notebook in their places.
+    """A notebook of exercises, in which the answers of a solutions notebook stand.
 
-    An exercises notebook is the source of all its cells; of its solutions only the
-    cells tagged "answer" are taken, by their ids.
+    All cells come from the exercises. The solutions give the source of the cells tagged
+    "answer", which have the same ids in both.
 
     Raises:
         ValueError: if an answer is missing.
@@ -222,33 +224,33 @@ def solved(
             if cell.id not in answers:
                 raise ValueError(
                     f"the solutions have no cell {cell.id!r} tagged answer: copy it "
-                    "there from the exercises, and answer it"
+                    "from the exercises and write the answer into it"
                 )
             cell.source = answers[cell.id]
     return notebook
 
 
 def solve(paths: list[Path]) -> None:
-    """Bring the solutions to these exercises up to date, execute and store them.
+    """Update the solutions to these exercises, execute them and store their outputs.
 
     Raises:
-        RuntimeError, ValueError, CellExecutionError: see `solved` and `store`.
+        RuntimeError, ValueError, CellExecutionError: see `with_answers` and `store`.
     """
     require_drawings()  # before anything is written
     for path in paths:
         target = project_path("notebooks/solutions") / path.name
-        both = (nbformat.read(p, as_version=4) for p in (path, target))
-        nbformat.write(solved(*both), target)
+        exercises, solutions = (nbformat.read(p, as_version=4) for p in (path, target))
+        nbformat.write(with_answers(exercises, solutions), target)
         store([target])
 
 
 def with_repository(
     notebook: nbformat.NotebookNode, path: str, repository: str, version: str
 ) -> nbformat.NotebookNode:
-    """A notebook with the badge and the first code cell for a repository.
+    """A copy of a notebook, with the badge and the first code cell for a repository.
 
     Args:
-        path: of the notebook, seen from the repository's root.
+        path: of the notebook, relative to the repository's root.
         repository, version: see `hosted.archive_of`.
     """
     notebook = nbformat.from_dict(notebook)  # a copy
@@ -273,13 +275,13 @@ def with_repository(
 
 
 def set_repository(repository: str) -> None:
-    """Write an address into pyproject.toml, and with it into all notebooks.
+    """Write an address into pyproject.toml and into all notebooks.
 
     Raises:
         ValueError: see `hosted.archive_of`.
     """
     version = hosted.project_setting("version")
-    hosted.archive_of(repository, version)  # an error before anything is written
+    hosted.archive_of(repository, version)  # a wrong address changes no file
     settings = project_path("pyproject.toml")
     line = f'repository = "{repository}"'
     text = settings.read_text(encoding="utf-8")
@@ -291,25 +293,28 @@ def set_repository(repository: str) -> None:
 
 
 def main() -> None:
-    """See the module's docstring."""
+    """Carry out a command of the module's docstring."""
+    hosted.require_checkout()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name, meaning in (
-        ("run", "execute notebooks into build/, with pages"),
-        ("store", "execute notebooks and keep their outputs in them"),
-        ("solve", "bring the solutions of the exercises up to date, and store them"),
+        ("run", "execute notebooks, write them to build/ with HTML pages"),
+        ("store", "execute notebooks and store their outputs in them"),
+        ("solve", "update the solutions of the exercises, and store their outputs"),
     ):
         command = commands.add_parser(name, help=meaning)
         command.add_argument(
             "numbers",
             nargs="*",
             metavar="NN",
-            help="numbers of notebooks, for example 08 09; all of them if not given",
+            help="numbers of notebooks, for example 08 09 (default: all)",
         )
     command = commands.add_parser(
-        "set-repository", help="where notebooks that are opened alone get the package"
+        "set-repository", help="set where notebooks that are opened alone get the package"
     )
-    command.add_argument("repository", help='owner/name on GitHub, the URL of a zip file, or ""')
+    command.add_argument(
+        "repository", help='owner/name on GitHub, the URL of a zip file, or "" for none'
+    )
     options = parser.parse_args()
     if options.command == "set-repository":
         set_repository(options.repository)

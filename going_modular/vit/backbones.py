@@ -10,43 +10,44 @@ from torchvision.models import VisionTransformer, ViT_B_16_Weights, vit_b_16
 
 from going_modular.images.downloads import DownloadError, download_file
 from going_modular.images.sources import get_source
-from going_modular.images.transforms import Transform, evaluation_transform
+from going_modular.images.transforms import EvaluationTransform, evaluation_transform
 from going_modular.model_builder import ViT
 from going_modular.utils import PACKAGE
 from going_modular.vit.files import read_vit
 from going_modular.vit.names import naming_of
-from going_modular.vit.weights import load_vit, read_weights
+from going_modular.vit.weights import load_vit, normalization_of, read_weights
 
 DRAWN_DISHES = PACKAGE / "pretrained" / "vit_drawn_dishes.safetensors"
-
-
 BACKBONES = ("auto", "vit_b_16", "drawn_dishes")
 
 
-def load_pretrained_backbone(name: str = "auto") -> tuple[nn.Module, Transform, str]:
+def load_pretrained_backbone(name: str = "auto") -> tuple[nn.Module, EvaluationTransform, str]:
     """A pretrained ViT without its head, and the transform that its images need.
 
-    Shapes: backbone(images (B, 3, H, W)) -> (B, D), the feature that it was trained
-    for: of ViT-B/16 the class token after the final LayerNorm (equation 4), of ours
-    see `TokenStatistics`. D is `backbone.embedding_dim`, H and W are the transform's,
-    and `backbone.name` is a short name for files.
+    Shapes: backbone(images (B, 3, H, W)) -> features (B, D). Each backbone returns the
+    feature that it was trained with. For ViT-B/16 that is the class token after the final
+    LayerNorm (equation 4); for ours see `TokenStatistics`. D is `backbone.embedding_dim`,
+    H and W are those of the transform, and `backbone.name` is a short name for files.
 
     Args:
-        name: "vit_b_16" is torchvision's, pretrained on ImageNet-1k (346 MB,
-            downloaded once). "drawn_dishes" is a small ViT of our own, pretrained on
-            drawn dishes, in this repository. "auto" takes the file that the environment
-            variable VIT_WEIGHTS names, if it is set (see `load_vit_file`). Else it
-            takes the first if it is there or can be downloaded, else the second; and
-            always the second if FOODVISION_SOURCE is "synthetic".
+        name: which backbone.
+
+            - "vit_b_16" is torchvision's, pretrained on ImageNet-1k (346 MB, downloaded
+              once).
+            - "drawn_dishes" is a small ViT of our own, pretrained on drawn dishes. It is
+              part of this package.
+            - "auto" takes the file in the environment variable VIT_WEIGHTS, if that is
+              set (see `load_vit_file`). Else it takes "vit_b_16" if that can be had, and
+              "drawn_dishes" if not, or if FOODVISION_SOURCE is "synthetic".
 
     Returns:
         (backbone, transform from a Pillow image to a tensor, description in words)
 
     Raises:
-        ValueError: for another name.
-        DownloadError: if "vit_b_16" was asked for by name and cannot be had.
-        FileNotFoundError, ValueError: if the file in `models/`, or that of VIT_WEIGHTS,
-            is missing, damaged or not a ViT.
+        ValueError: for any other name.
+        DownloadError: if "vit_b_16" was asked for by name and cannot be downloaded.
+        FileNotFoundError, ValueError: if the file of "drawn_dishes" or of VIT_WEIGHTS is
+            missing, damaged, or not a ViT.
     """
     if name not in BACKBONES:
         raise ValueError(f"no backbone is called {name!r}: expected one of {', '.join(BACKBONES)}")
@@ -64,9 +65,9 @@ def load_pretrained_backbone(name: str = "auto") -> tuple[nn.Module, Transform, 
 
 
 def vit_of(backbone: nn.Module) -> ViT:
-    """The `ViT` in a backbone of `load_pretrained_backbone`, to look inside.
+    """The `ViT` inside a backbone of `load_pretrained_backbone`.
 
-    It is the backbone's own part; of torchvision's model, a copy in our class.
+    It is the backbone's own part. For torchvision's model it is a copy in our class.
 
     Raises:
         TypeError: for any other model.
@@ -83,7 +84,7 @@ def vit_of(backbone: nn.Module) -> ViT:
     return vit
 
 
-def load_vit_b_16() -> tuple[nn.Module, Transform, str]:
+def load_vit_b_16() -> tuple[nn.Module, EvaluationTransform, str]:
     """torchvision's ViT-B/16 as a backbone; see `load_pretrained_backbone`."""
     vit = published_vit_b_16()
     vit.heads = nn.Identity()
@@ -103,35 +104,50 @@ def published_vit_b_16() -> VisionTransformer:
     return vit_b_16(weights=weights).eval()
 
 
-def load_vit_file(path: str | Path) -> tuple[nn.Module, Transform, str]:
+def load_vit_file(path: str | Path) -> tuple[nn.Module, EvaluationTransform, str]:
     """Any file that `load_vit` can read; see `load_pretrained_backbone`.
 
-    The feature is the class token, or the mean of the patches where there is none.
-    Colours are normalised as most weights under these names expect it. (Some of timm's
-    expect 0.5 instead of ImageNet's numbers, which their files do not say.)
+    The feature is what a head would read: the class token, or the mean of the patches.
+    Colors are normalized as `normalization_of` says.
     """
-    tensors = read_weights(path)
-    naming = naming_of(tensors)
-    vit = load_vit(tensors, num_classes=0, representation_size=0)
-    vit.name, vit.embedding_dim = Path(path).stem, vit.config.embedding_dim
-    size = vit.config.image_size
-    transform = evaluation_transform(size, naming.mean, naming.std)
+    path = Path(path)
+    vit = load_vit(path, num_classes=0, representation_size=0)
+    transform = evaluation_transform(vit.config.image_size, *normalization_of(path))
+    H, W = vit.config.image_hw
     description = (
-        f"a ViT with patches of {vit.config.patch_size} and images of {size} pixels "
-        f"from the file {Path(path).name} (names of {naming.title})"
+        f"a ViT with patches of {vit.config.patch_size} and images of "
+        f"{H if H == W else f'{H} × {W}'} pixels from the file {path.name} "
+        f"(names of {naming_of(read_weights(path)).title})"
     )
-    return vit, transform, description
+    return Backbone(vit, path.stem).eval(), transform, description
+
+
+class Backbone(nn.Module):
+    """A ViT without a head, under a short name.
+
+    Shapes: images (B, C, H, W) -> (B, D), what a head would read.
+    """
+
+    def __init__(self, vit: ViT, name: str):
+        super().__init__()
+        self.vit = vit
+        self.name = name
+        self.embedding_dim = vit.config.embedding_dim
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.vit(images)
 
 
 class TokenStatistics(nn.Module):
-    """What a ViT's patches have in common, and how much they differ.
+    """What the patches of a ViT have in common, and how much they differ.
 
-    The class token has to learn which patches to look at; a mean and a standard
-    deviation over all of them have nothing to learn. The second is small where all
-    patches look alike, as on a pile of rice, and large for a plate of many things.
+    A class token has to learn which patches to look at. The mean and the standard
+    deviation over all patches have nothing to learn. The standard deviation is small
+    where all patches are similar, as on a pile of rice, and large for a plate of many
+    things.
 
-    Shapes: images (B, C, H, W) -> mean and standard deviation of the N patches after
-    the final LayerNorm, one after the other, (B, 2D).
+    Shapes: images (B, C, H, W) -> (B, 2D), the mean and then the standard deviation of
+    the N patches after the final LayerNorm.
     """
 
     def __init__(self, vit: ViT):
@@ -141,55 +157,57 @@ class TokenStatistics(nn.Module):
         self.embedding_dim = 2 * vit.config.embedding_dim
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return statistics_of(self.vit.forward_features(images)[:, 1:])
+        tokens = self.vit.forward_features(images)
+        return statistics_of(tokens[:, self.vit.config.num_class_tokens :])
 
 
 def statistics_of(patches: torch.Tensor) -> torch.Tensor:
     """(B, N, D) -> (B, 2D), the mean and the standard deviation over the patches."""
-    # Where all patches are equal the root's slope is infinite: keep away from 0
+    # The slope of the root is infinite at 0, where all patches are equal
     spread = patches.var(dim=1, correction=0).add(1e-6).sqrt()
     return torch.cat([patches.mean(dim=1), spread], dim=1)
 
 
-def load_drawn_dishes() -> tuple[nn.Module, Transform, str]:
-    """The repository's small ViT, see `models/README.md`.
-
-    The file holds numbers in half precision and nothing that could run.
+def load_drawn_dishes() -> tuple[nn.Module, EvaluationTransform, str]:
+    """Our small ViT, see `pretrained/README.md`; the file holds half precision numbers.
 
     Raises:
-        FileNotFoundError: if the file is not there.
+        FileNotFoundError: if the file is missing.
         ValueError: if it is damaged.
     """
+    restore = (
+        "It is part of this package: install it again, or, in a clone of the repository, "
+        f"run `git checkout going_modular/pretrained/{DRAWN_DISHES.name}`"
+    )
     if not DRAWN_DISHES.is_file():
-        raise FileNotFoundError(
-            f"there is no file {DRAWN_DISHES}: it is part of the repository. Restore "
-            "it with `git checkout models`; if the package was installed away from the "
-            "repository, install the repository itself, `pip install --editable .`"
-        )
+        raise FileNotFoundError(f"there is no file {DRAWN_DISHES}. {restore}")
     try:
         vit, _ = read_vit(DRAWN_DISHES)
     except ValueError as error:
-        raise ValueError(
-            f"{error}: it is damaged, restore it with `git checkout models`"
-        ) from error
-    transform = evaluation_transform(vit.config.image_size)
-    description = f"a small ViT ({vit.config.image_size} pixels), pretrained on drawn dishes"
+        raise ValueError(f"{DRAWN_DISHES.name} is damaged. {restore} ({error})") from error
+    size = vit.config.image_size
+    transform = evaluation_transform(size, *normalization_of(DRAWN_DISHES))
+    description = f"a small ViT ({size} pixels), pretrained on drawn dishes"
     return TokenStatistics(vit).eval(), transform, description
 
 
 def cache_weights(url: str) -> Path:
-    """Put a weights file into torch's cache, unless a whole one is there.
+    """Put a weights file into torch's cache, unless an intact one is there.
 
-    torch.hub would do so too, but waits for ever where a network swallows packets,
-    and never checks again a file that is in its cache. The first digits of the SHA-256
-    are in the file's name; a file with other ones is fetched again.
+    torch.hub would do that too, but it waits forever where a network drops packets, and
+    never checks a file that is in its cache. The name of the file holds the first digits
+    of its SHA-256; a file with other digits is downloaded again.
 
     Raises:
-        DownloadError: if the file cannot be had.
+        DownloadError: if the file cannot be downloaded.
+        ValueError: if there are no such digits in its name.
     """
     path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1])
+    digits = re.search(r"-([0-9a-f]+)\.", path.name)
+    if digits is None:
+        raise ValueError(f"expected the digits of a SHA-256 in the file name, got {path.name}")
     try:
-        return download_file(url, path, re.search(r"-([0-9a-f]+)\.", path.name)[1])
+        return download_file(url, path, digits[1])
     except OSError as error:
         state = "is there but not whole" if path.is_file() else "is not there"
         raise DownloadError(

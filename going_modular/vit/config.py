@@ -1,10 +1,15 @@
 """Every size of a Vision Transformer, and the sizes that have a name."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
 from going_modular.vit.positions import Grid
 
+SIZES = ("patch_size", "in_channels", "embedding_dim", "num_layers", "num_heads", "mlp_dim")
+OPTIONAL_SIZES = ("num_classes", "representation_size")  # 0 is without
+PROBABILITIES = ("dropout", "attention_dropout", "stochastic_depth")
 CHOICES = {
     "gelu": ("exact", "tanh"),
     "pool": ("class_token", "mean"),
@@ -16,21 +21,24 @@ CHOICES = {
 class ViTConfig:
     """Every size of a Vision Transformer; the defaults are ViT-B/16 (Table 1).
 
-    `image_size` is one number for a square, or (height, width). `num_classes=0` builds
-    a model without a head. `dropout` follows every dense layer except the qkv
-    projection, and the addition of positions (Appendix B.1); `attention_dropout` is
-    that of the attention weights, which the paper does not use. `stochastic_depth` is
-    the chance that the last block leaves out each of its two parts for an image while
-    training; it grows linearly from 0 at the first block (Huang et al., arXiv
-    1603.09382; not in the paper, usual since). `gelu="tanh"` is the approximation that
-    the paper's own code uses. `pool="mean"` reads the mean of all patches instead of a
-    class token, and there is none (D.3). `representation_size` is
-    the width of the tanh layer before the head in pre-training (3.1); 0 is without.
-    `pos_embedding` see `position_embedding.init_pos_embedding` (D.4).
+    - `image_size` is one number for a square, or (height, width).
+    - `num_classes=0` builds a model without a head.
+    - `dropout` follows every dense layer except the qkv projection, and the addition of
+      positions (Appendix B.1). `attention_dropout` acts on the attention weights; the
+      paper does not use it.
+    - `stochastic_depth` is the probability that the last block skips its attention, or
+      its MLP, for an image in training. It grows linearly from 0 at the first block
+      (Huang et al., arXiv 1603.09382). The paper does not use it.
+    - `gelu="tanh"` is the approximation that the paper's own code uses.
+    - `pool="mean"` feeds the mean of all patches to the head. There is no class token
+      then (Appendix D.3).
+    - `representation_size` is the width of the tanh layer before the head in
+      pre-training (Section 3.1); 0 is without.
+    - `pos_embedding`: see `vit.positions.init_pos_embedding` (Appendix D.4).
 
     Raises:
-        ValueError: if the sizes cannot make a model; the message says which
-            numbers clash and what would fit.
+        ValueError: if the sizes cannot make a model. The message says which numbers
+            clash and what would fit.
     """
 
     image_size: int | tuple[int, int] = 224  # H = W, or (H, W), pixels
@@ -50,34 +58,27 @@ class ViTConfig:
     representation_size: int = 0
     pos_embedding: str = "learned_1d"
 
-    def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is int:  # not so if annotations were strings
-                may_be_zero = field.name in ("num_classes", "representation_size")
-                check_size(field.name, value, least=0 if may_be_zero else 1)
-            probability = field.name.endswith(("dropout", "stochastic_depth"))
-            if probability and not 0 <= value < 1:
-                raise ValueError(f"{field.name} must be from 0 to below 1, got {value!r}")
-            if field.name in CHOICES:
-                check_choice(field.name, value)
-        size = self.image_size
-        if isinstance(size, list | tuple):  # (224, 224) is the same model as 224
-            size = size[0] if len(set(size)) == 1 and len(size) == 2 else tuple(size)
-            object.__setattr__(self, "image_size", size)
-        if isinstance(size, tuple) and len(size) != 2:
-            raise ValueError(f"image_size must be a number or (H, W), got {size!r}")
+    def __post_init__(self) -> None:
+        for name in SIZES:
+            check_size(name, getattr(self, name))
+        for name in OPTIONAL_SIZES:
+            check_size(name, getattr(self, name), least=0)
+        for name in PROBABILITIES:
+            check_probability(name, getattr(self, name))
+        for name in CHOICES:
+            check_choice(name, getattr(self, name))
+        if not is_number(self.layer_norm_eps) or not 0 < self.layer_norm_eps < math.inf:
+            raise ValueError(f"layer_norm_eps must be a number > 0, got {self.layer_norm_eps!r}")
+        object.__setattr__(self, "image_size", parse_image_size(self.image_size))
         for length in self.image_hw:
             check_divisible("image_size", length, "patch_size", self.patch_size)
         check_divisible("embedding_dim", self.embedding_dim, "num_heads", self.num_heads)
         parts = {"sincos_2d": 4, "learned_2d": 2}.get(self.pos_embedding, 1)
-        if self.embedding_dim % parts:  # x and y, each with sines and cosines
+        if self.embedding_dim % parts:  # half of D for x and half for y, sines and cosines
             raise ValueError(
                 f'pos_embedding="{self.pos_embedding}" needs an embedding_dim that is '
                 f"divisible by {parts}, got {self.embedding_dim}"
             )
-        if not self.layer_norm_eps > 0:
-            raise ValueError(f"layer_norm_eps must be > 0, got {self.layer_norm_eps}")
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -97,15 +98,48 @@ class ViTConfig:
         rows, columns = self.grid
         return rows * columns
 
+    @property
+    def num_class_tokens(self) -> int:
+        """How many tokens come before the patches: 1, or 0 with mean pooling."""
+        return 1 if self.pool == "class_token" else 0
 
-def check_size(name: str, value: int, least: int = 1) -> None:
-    """Raise `ValueError` unless a size is a whole number, large enough."""
+
+def parse_image_size(size: Any) -> int | tuple[int, int]:
+    """One number for a square, else (height, width), so that equal models compare equal.
+
+    Raises:
+        ValueError: if it is neither a whole number nor a pair of whole numbers.
+    """
+    if not isinstance(size, list | tuple):
+        check_size("image_size", size)
+        return size
+    if len(size) != 2:
+        raise ValueError(f"image_size must be a number or (H, W), got {size!r}")
+    for length in size:
+        check_size("image_size", length)
+    H, W = size
+    return H if H == W else (H, W)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is an int or a float; True and False are not numbers here."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_size(name: str, value: Any, least: int = 1) -> None:
+    """Raise `ValueError` unless a size is a whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
 
 
-def check_choice(name: str, value: str, choices: Sequence[str] = ()) -> None:
-    """Raise `ValueError` unless an option is one of the given ones, or of `CHOICES`."""
+def check_probability(name: str, value: Any) -> None:
+    """Raise `ValueError` unless a number is at least 0 and below 1."""
+    if not is_number(value) or not 0 <= value < 1:
+        raise ValueError(f"{name} must be a number from 0 to below 1, got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str] = ()) -> None:
+    """Raise `ValueError` unless a value is one of `choices`, or else of `CHOICES[name]`."""
     choices = choices or CHOICES[name]
     if value not in choices:
         known = " or ".join(f'"{choice}"' for choice in choices)
@@ -113,18 +147,18 @@ def check_choice(name: str, value: str, choices: Sequence[str] = ()) -> None:
 
 
 def check_divisible(name: str, value: int, part_name: str, part: int) -> None:
-    """Raise `ValueError`, naming the nearest numbers that fit, if part ∤ value."""
+    """Raise `ValueError` unless `part` divides `value`; name the nearest that would fit."""
     check_size(name, value)
     check_size(part_name, part)
     if value % part:
-        multiples = {max(value // part, 1) * part, (value // part + 1) * part}
-        divisors = [d for d in range(1, value + 1) if value % d == 0]
-        below = max(d for d in divisors if d < part)
-        divisors = [below, *(d for d in divisors if d > part)][:2]
-        fits = [" or ".join(map(str, sorted(x))) for x in (multiples, divisors)]
+        multiples = sorted({max(value // part, 1) * part, (value // part + 1) * part})
+        below = next(d for d in range(part, 0, -1) if value % d == 0)
+        above = next((d for d in range(part + 1, value + 1) if value % d == 0), below)
+        divisors = sorted({below, above})
         raise ValueError(
             f"{name}={value} is not divisible by {part_name}={part}: "
-            f"use {name}={fits[0]}, or {part_name}={fits[1]}"
+            f"use {name}={' or '.join(map(str, multiples))}, "
+            f"or {part_name}={' or '.join(map(str, divisors))}"
         )
 
 

@@ -1,9 +1,9 @@
 """What other implementations call the tensors of a ViT, and how they lay them out.
 
 A `Naming` turns our tensors into another implementation's (`export`) and theirs into
-ours (`translate`). It is one table of names; where queries, keys and values are three
-layers, our fused `qkv` is cut in three; and JAX keeps its matrices transposed and its
-heads apart.
+ours (`translate`). It is a table of names. Some implementations have three layers for
+queries, keys and values; our fused `qkv` is then split in three. JAX transposes its
+matrices and gives the heads an axis of their own.
 """
 
 import re
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from going_modular.images.transforms import IMAGENET_MEAN, IMAGENET_STD
+from going_modular.images.transforms import HALF, IMAGENET, Normalization
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -21,21 +21,21 @@ Tensors = Mapping[str, torch.Tensor]
 class Naming:
     """How one implementation names the tensors of a ViT.
 
-    `parts` maps our names to theirs. "{}" is the number of the layer. A name that ends
-    in "." stands for a "weight" and a "bias"; any other is a tensor itself.
-    `layer_norm_eps` is that of its models, `mean` and `std` are what most of its
-    published weights expect colours to be normalised with.
+    - `parts` maps our names to theirs. "{}" is the number of the layer. A name that ends
+      in "." stands for a "weight" and a "bias"; any other is the name of one tensor.
+    - `layer_norm_eps` is what its models compute with.
+    - `normalization` is what most of its published weights expect of colors.
+    - `jax`: the tensors are laid out as in Flax, see `to_jax`.
     """
 
     title: str
     parts: dict[str, str]
     layer_norm_eps: float = 1e-6
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    normalization: Normalization = IMAGENET
     jax: bool = False
 
     def names(self, num_layers: int) -> dict[str, str]:
-        """Our name -> theirs, of every tensor that a model may have."""
+        """Our name -> their name, for every tensor that a model may have."""
         names = {}
         for ours, theirs in self.parts.items():
             for layer in range(num_layers if "{}" in ours else 1):
@@ -47,7 +47,7 @@ class Naming:
         return names
 
     def depth(self, names: Iterable[str]) -> int:
-        """L, the number of layers that a set of their names speaks of."""
+        """L, the number of layers in a set of their names."""
         before, _, _ = self.parts["encoder.{}.mlp_norm."].partition("{}")
         layer = re.compile(re.escape(before) + r"(\d+)")
         return max((int(m[1]) + 1 for m in map(layer.match, names) if m), default=0)
@@ -55,7 +55,7 @@ class Naming:
     def export(self, tensors: Tensors, num_layers: int, num_heads: int) -> Tensors:
         """Our tensors under their names and in their layout.
 
-        Those for which they have no name, as the stem of a hybrid, keep ours.
+        A tensor that they have no name for keeps ours: the stem of a hybrid, for example.
         """
         names = self.names(num_layers)
         if "encoder.{}.attention.q." in self.parts:
@@ -65,16 +65,16 @@ class Naming:
         return {names.get(name, name): tensor for name, tensor in tensors.items()}
 
     def translate(self, tensors: Tensors) -> Tensors:
-        """Undo `export`."""
-        ours = {b: a for a, b in self.names(self.depth(tensors)).items()}
-        found = {ours.get(name, name): tensor for name, tensor in tensors.items()}
+        """Their tensors under our names and in our layout: the inverse of `export`."""
+        ours = {theirs: ours for ours, theirs in self.names(self.depth(tensors)).items()}
+        renamed = {ours.get(name, name): tensor for name, tensor in tensors.items()}
         if self.jax:
-            found = {name: from_jax(name, tensor) for name, tensor in found.items()}
-        return fuse_qkv(found)
+            renamed = {name: from_jax(name, tensor) for name, tensor in renamed.items()}
+        return fuse_qkv(renamed)
 
 
 def split_qkv(tensors: Tensors) -> Tensors:
-    """`qkv`, (3D, D) and (3D), -> `q`, `k` and `v`, (D, D) and (D) each."""
+    """`qkv`, (3D, D) and (3D), -> `q`, `k` and `v`, each (D, D) and (D)."""
     split = {}
     for name, tensor in tensors.items():
         if ".qkv." in name:
@@ -86,7 +86,7 @@ def split_qkv(tensors: Tensors) -> Tensors:
 
 
 def fuse_qkv(tensors: Tensors) -> Tensors:
-    """`q`, `k` and `v` -> `qkv`: undoes `split_qkv`."""
+    """`q`, `k` and `v` -> `qkv`: the inverse of `split_qkv`."""
     fused = dict(tensors)
     for q in [name for name in tensors if ".attention.q." in name]:
         parts = [fused.pop(q.replace(".q.", f".{letter}.")) for letter in "qkv"]
@@ -95,12 +95,12 @@ def fuse_qkv(tensors: Tensors) -> Tensors:
 
 
 def layer_of(name: str) -> str:
-    """The last part but one, as q of encoder.0.attention.q.weight, or the only one."""
+    """The layer in a tensor's name: q in encoder.0.attention.q.weight, for example."""
     return name.split(".")[-2:][0]
 
 
 def to_jax(name: str, tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """One of our tensors as Flax lays it out, where a dense layer is x W, not x Wᵀ.
+    """One of our tensors as Flax lays it out. A dense layer is x W there, not x Wᵀ.
 
     Shapes: convolution (D, C, P, P) -> (P, P, C, D); dense (out, in) -> (in, out);
     q, k, v (D, D) and (D) -> (D, h, D/h) and (h, D/h); U_msa (D, D) -> (h, D/h, D).
@@ -118,7 +118,7 @@ def to_jax(name: str, tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
 
 
 def from_jax(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Undo `to_jax`."""
+    """The inverse of `to_jax`."""
     part = layer_of(name)
     if tensor.ndim == 4:
         return tensor.permute(3, 2, 0, 1)
@@ -136,7 +136,7 @@ TORCHVISION = Naming(
         "class_token": "class_token",
         "pos_embedding": "encoder.pos_embedding",
         "encoder.{}.attention_norm.": "encoder.layers.encoder_layer_{}.ln_1.",
-        "encoder.{}.attention.qkv.": ("encoder.layers.encoder_layer_{}.self_attention.in_proj_"),
+        "encoder.{}.attention.qkv.": "encoder.layers.encoder_layer_{}.self_attention.in_proj_",
         "encoder.{}.attention.projection.": (
             "encoder.layers.encoder_layer_{}.self_attention.out_proj."
         ),
@@ -148,7 +148,7 @@ TORCHVISION = Naming(
         "head.": "heads.head.",
     },
 )
-TORCHVISION_FILES = Naming(  # written before the layers of its MLP had numbers
+TORCHVISION_FILES = Naming(  # older than the numbers of the MLP's layers
     "torchvision's published files",
     TORCHVISION.parts
     | {
@@ -197,10 +197,10 @@ HUGGINGFACE_BLOCKS = {
 
 
 def huggingface(generation: int, prefix: str) -> Naming:
-    """transformers' names: 5 as its models have them, 4 as its published files have.
+    """The names of transformers: generation 5 in its models, 4 in the files on the Hub.
 
-    `ViTModel` has no prefix, `ViTForImageClassification` has "vit." before all but the
-    head.
+    `ViTModel` has no prefix. `ViTForImageClassification` puts "vit." before every name
+    except those of the head.
     """
     body = {
         "patch_embedding.projection.": "embeddings.patch_embeddings.projection.",
@@ -214,8 +214,7 @@ def huggingface(generation: int, prefix: str) -> Naming:
         "Hugging Face transformers",
         {ours: prefix + theirs for ours, theirs in body.items()} | {"head.": "classifier."},
         layer_norm_eps=1e-12,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
+        normalization=HALF,
     )
 
 
@@ -238,8 +237,7 @@ JAX = Naming(
         "representation.0.": "pre_logits/",
         "head.": "head/",
     },
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
+    normalization=HALF,
     jax=True,
 )
 OURS = Naming("this project", {name: name for name in TORCHVISION.parts})
@@ -255,22 +253,40 @@ NAMINGS = (
 
 
 def naming_of(names: Iterable[str]) -> Naming:
-    """Whose names these are: the naming that knows most of them.
+    """The naming that knows most of these names.
 
     Raises:
-        ValueError: if no naming knows any.
+        ValueError: if no naming knows any of them.
     """
     names = set(names)
 
-    def known(naming):
+    def known(naming: Naming) -> int:
         return len(names.intersection(naming.names(naming.depth(names)).values()))
 
     best = max(NAMINGS, key=known)
     if not known(best):
         titles = ", ".join(dict.fromkeys(naming.title for naming in NAMINGS))
-        first = ", ".join(sorted(names)[:5]) or "there are none at all"
+        first = ", ".join(sorted(names)[:5]) or "there are no tensors at all"
         raise ValueError(
             f"these are not the names of a ViT that is known here ({titles}): {first}. "
-            'If they share a prefix, such as "module.", take it away.'
+            'If they share a prefix, such as "module.", remove it.'
         )
     return best
+
+
+def mismatches(given: Tensors, expected: Tensors) -> list[str]:
+    """What keeps tensors from taking the place of others, one line for each problem.
+
+    A tensor may be unknown, missing, of another shape, or not of floating-point numbers.
+    """
+    problems = [
+        *(f"unknown: {name}" for name in given if name not in expected),
+        *(f"missing: {name}" for name in expected if name not in given),
+    ]
+    for name in (name for name in expected if name in given):
+        tensor, shape = given[name], tuple(expected[name].shape)
+        if tensor.shape != shape:
+            problems.append(f"{name} has shape {tuple(tensor.shape)}, not {shape}")
+        elif not tensor.is_floating_point():
+            problems.append(f"{name} holds {tensor.dtype}, not floating-point numbers")
+    return problems

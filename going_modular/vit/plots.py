@@ -1,8 +1,7 @@
-"""Figures 6 and 7 of the paper, drawn from what `inspect_vit` measures.
+"""Figures 6 and 7 of the paper, drawn from what `inspect.py` measures.
 
-Each function draws one figure and returns it. Images are tensors (B, 3, H, W),
-normalised as a model takes them; pictures have a number for each patch, (B, rows,
-columns).
+Most functions draw one figure and return it. Images are tensors (B, 3, H, W), normalized
+as a model takes them. Pictures have a number for each patch, (B, rows, columns).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,13 +11,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from going_modular.images.transforms import denormalize
 
 
-def stretched(pictures: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Pictures (B, rows, columns) at the size of the images, (B, H, W), bilinear."""
+def upsample(pictures: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Pictures (B, rows, columns) at the size of images, (B, H, W), by bilinear interpolation."""
     pictures = pictures.detach().cpu().float()[:, None]
     return F.interpolate(pictures, size, mode="bilinear").squeeze(1).numpy()
 
@@ -26,17 +27,16 @@ def stretched(pictures: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
 def plot_attention(
     images: torch.Tensor, attention: torch.Tensor, titles: Sequence[str] = (), **colors
 ) -> plt.Figure:
-    """Each image, and below it the same lit by the attention (Figure 6).
+    """Each image, and below it the same image lit by the attention (Figure 6).
 
-    A patch that gets the most of an image keeps its brightness, one that gets nothing
-    is black.
+    The patch with the most attention keeps its brightness. A patch with none is black.
 
     Args:
         attention: (B, rows, columns), see `class_attention`.
-        colors: `mean` and `std`, if they are not ImageNet's, see `denormalize`.
+        colors: `mean` and `std`, if they are not ImageNet's; see `denormalize`.
     """
     seen = denormalize(images, **colors)
-    light = stretched(attention, seen.shape[1:3])
+    light = upsample(attention, seen.shape[1:3])
     light = light / light.max(axis=(1, 2), keepdims=True)
     count = len(seen)
     side = 1.6 if count > 2 else 2.6  # inches
@@ -54,8 +54,8 @@ def plot_attention(
     return figure
 
 
-def clear(axes) -> None:
-    """Take ticks and frames away, but leave room for labels."""
+def clear(axes: np.ndarray) -> None:
+    """Remove ticks and frames, but keep the labels."""
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
@@ -66,11 +66,11 @@ def plot_heads(
 ) -> plt.Figure:
     """One image (3, H, W), and what each head of each layer looks at.
 
-    Each small picture has colours of its own, from its least value to its largest.
+    Each small picture has its own color scale, from its smallest value to its largest.
 
     Args:
-        attention: (L, h, rows, columns), the class token's row of each map.
-        layers: those to draw, counted from 1; all of them if not given.
+        attention: (L, h, rows, columns), the row of the class token in each map.
+        layers: the layers to draw, counted from 1; all of them if not given.
     """
     layers = layers or range(1, len(attention) + 1)
     heads = attention.shape[1]
@@ -96,11 +96,11 @@ def plot_heads(
 def draw_attention_distance(
     axis: Axes, distances: torch.Tensor, everywhere: float, title: str = ""
 ) -> None:
-    """A dot for each head of each layer (Figure 7, right).
+    """A dot for each head of each layer, on an axis of yours (Figure 7, right).
 
     Args:
         distances: (L, h), pixels, the mean over images of `mean_attention_distance`.
-        everywhere: the distance of a head that looks at all patches alike, pixels.
+        everywhere: the distance of a head that looks at all patches equally, pixels.
     """
     layers = range(1, len(distances) + 1)
     axis.plot(layers, distances.cpu().numpy(), "o", color="C0", ms=6, alpha=0.6)
@@ -108,7 +108,7 @@ def draw_attention_distance(
     axis.text(
         1.02,
         everywhere,
-        "everywhere\nalike",
+        "everywhere\nequally",
         color="0.4",
         va="center",
         size=9,
@@ -116,11 +116,11 @@ def draw_attention_distance(
     )
     top = max(1.25 * everywhere, 1.05 * distances.max().item())
     axis.set(xlabel="layer", title=title, ylim=(0, top))
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def plot_position_similarity(similarity: torch.Tensor, title: str = "") -> plt.Figure:
-    """A small picture for each patch: which positions are like its own (Figure 7).
+    """A small picture for each patch: which positions are similar to its own (Figure 7).
 
     Args:
         similarity: (rows, columns, rows, columns), cosines.
@@ -132,9 +132,8 @@ def plot_position_similarity(similarity: torch.Tensor, title: str = "") -> plt.F
         columns,
         figsize=(side * columns + 1.1, side * rows + 0.7),
         squeeze=False,
-        layout="constrained",
+        layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0),
     )
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     clear(axes)
     for row in range(rows):
         axes[row, 0].set_ylabel(row + 1, rotation=0, ha="right", va="center", size=9)
@@ -153,10 +152,10 @@ def plot_position_similarity(similarity: torch.Tensor, title: str = "") -> plt.F
 
 
 def plot_filters(filters: torch.Tensor, columns: int = 14) -> plt.Figure:
-    """Components of a patch embedding as small colour pictures (Figure 7, left).
+    """Components of a patch embedding as small color pictures (Figure 7, left).
 
-    Numbers from -m to m become colours from dark to bright, where m is a component's
-    largest absolute number; grey is zero.
+    Numbers from -m to m become colors from dark to bright, where m is the largest absolute
+    number of a component. Zero is gray.
 
     Args:
         filters: (count, 3, P, P), see `embedding_filters`.
@@ -184,9 +183,9 @@ def plot_beside_images(
 
     Args:
         pictures: by name, each (B, rows, columns).
-        label: what the colours of all pictures mean, with unit. Without it each picture
-            has colours of its own around zero, red above and blue below, and says above
-            it which number has the darkest.
+        label: what the colors of all pictures mean, with the unit. Without it each picture
+            has its own color scale around zero, red above and blue below; its title is the
+            number with the darkest color.
         marked: number of a patch to frame in the images and the pictures.
     """
     seen = denormalize(images, **colors)
@@ -210,28 +209,26 @@ def plot_beside_images(
         line[0].set_ylabel(name, size=10)
         for axis, picture in zip(line, of_images, strict=True):
             if label:
-                drawn = axis.imshow(picture, cmap="viridis", vmin=low, vmax=high)
+                axis.imshow(picture, cmap="viridis", vmin=low, vmax=high)
                 continue
             largest = abs(picture).max()
             axis.imshow(picture, cmap="RdBu_r", vmin=-largest, vmax=largest)
             axis.set_title(f"±{largest:.3f}", size=9, color="0.4")
     if marked is not None:
-        rows, columns = of_images.shape[1:]
+        rows, columns = values.shape[2:]
         place = divmod(marked, columns)
         for axis in axes.flat:
             height, width = axis.images[0].get_array().shape[:2]
             frame_patch(axis, place, (height / rows, width / columns))
-    if label:
+    if label:  # all pictures have the same scale
+        drawn = axes[-1, -1].images[0]
         figure.colorbar(drawn, ax=axes[1:], fraction=0.03, pad=0.02, label=label)
     return figure
 
 
 def frame_patch(axis: Axes, place: tuple[int, int], size: tuple[float, float]) -> None:
-    """A frame around the patch in this row and column, whose (height, width) is given.
-
-    Pixel 0 reaches from -0.5 to 0.5.
-    """
+    """A frame around the patch at (row, column), for patches of (height, width) pixels."""
     (row, column), (height, width) = place, size
-    corner = (column * width - 0.5, row * height - 0.5)
+    corner = (column * width - 0.5, row * height - 0.5)  # pixel 0 reaches from -0.5 to 0.5
     axis.add_patch(Rectangle(corner, width, height, fill=False, ec="black", lw=3, clip_on=False))
     axis.add_patch(Rectangle(corner, width, height, fill=False, ec="white", lw=1.5, clip_on=False))

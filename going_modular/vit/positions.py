@@ -1,8 +1,8 @@
 """E_pos of equation 1: four kinds of position embedding, and other resolutions.
 
-A position embedding is a tensor of shape (1, T, D) that is added to the T tokens: the
-class token, if there is one, then the patches row by row. A grid is (rows, columns) of
-patches, (H/P, W/P).
+A position embedding is a tensor of shape (1, T, D) that is added to the T tokens. The
+class token comes first, if there is one, then the patches row by row. A grid is (rows,
+columns) of patches, (H/P, W/P).
 """
 
 import torch
@@ -13,12 +13,14 @@ Grid = tuple[int, int]
 
 
 def init_pos_embedding(kind: str, grid: Grid, D: int, class_tokens: int) -> torch.Tensor:
-    """The tensor that a ViT keeps for its positions: learned, or fixed.
+    """The tensor that a ViT keeps for its positions, learned or fixed.
 
-    "learned_1d": one vector for each token, as in the paper, (1, T, D). "learned_2d":
-    half a vector for each row and each column, (1, H/P + W/P, D/2), see `join_axes`.
-    "sincos_2d" (`sincos_2d`) and "none" (zeros), (1, T, D), are fixed and not saved.
-    (Appendix D.4 compares learned_1d, learned_2d, none, and relative positions.)
+    - "learned_1d": one vector for each token, as in the paper, (1, T, D).
+    - "learned_2d": half a vector for each row and for each column,
+      (1, H/P + W/P, D/2), see `join_axes`.
+    - "sincos_2d" (see `sincos_2d`) and "none" (zeros), (1, T, D): fixed and not saved.
+
+    Appendix D.4 compares learned_1d, learned_2d, none, and relative positions.
     """
     rows, columns = grid
     T = rows * columns + class_tokens
@@ -32,10 +34,10 @@ def init_pos_embedding(kind: str, grid: Grid, D: int, class_tokens: int) -> torc
 
 
 def join_axes(axes: torch.Tensor, grid: Grid, class_tokens: int) -> torch.Tensor:
-    """One position from its column and its row (D.4, "2-dimensional").
+    """Each position put together from its column and its row (D.4, "2-dimensional").
 
     The first D/2 numbers are those of the column (x), the others those of the row (y).
-    The class token is in no column and no row: zeros. (It is learned anyway.)
+    The class token has no column and no row. It gets zeros; its own vector is learned.
 
     Shapes: (1, H/P + W/P, D/2), rows first -> (1, N + class_tokens, D).
     """
@@ -50,8 +52,9 @@ def join_axes(axes: torch.Tensor, grid: Grid, class_tokens: int) -> torch.Tensor
 def sincos_2d(grid: Grid, D: int, temperature: float = 10_000) -> torch.Tensor:
     """Sines and cosines of x and of y, D/4 numbers each: (1, N, D).
 
-    Not in the paper; as in its authors' "Better plain ViT baselines for ImageNet-1k"
-    (arXiv 2205.01580). Wavelengths grow from 2π to 2π · `temperature` patches.
+    They are not in the paper. Its authors use them in "Better plain ViT baselines for
+    ImageNet-1k" (arXiv 2205.01580). Wavelengths grow from 2π to 2π · `temperature`
+    patches.
     """
     y, x = torch.meshgrid(*(torch.arange(float(n)) for n in grid), indexing="ij")
     omega = temperature ** -torch.linspace(0, 1, D // 4)
@@ -62,18 +65,17 @@ def sincos_2d(grid: Grid, D: int, temperature: float = 10_000) -> torch.Tensor:
 def interpolate_pos_embedding(
     pos_embedding: torch.Tensor, grid: Grid, new_grid: Grid
 ) -> torch.Tensor:
-    """The same positions on a finer or coarser grid (Section 3.2).
+    """The positions interpolated to a finer or coarser grid (Section 3.2).
 
-    The patch size stays, the grid of positions is stretched; the class token's is left
-    as it is. Bicubic, from corner to corner, as in torchvision. (The paper's code is
-    linear, and timm and Hugging Face place the corners differently: at other sizes
-    their logits are close to ours, not equal.)
+    The position of the class token stays as it is. Interpolation is bicubic with aligned
+    corners, as in torchvision. The paper's code is linear, and timm and Hugging Face do
+    not align the corners: at other sizes their logits are close to ours, not equal.
 
     Shapes: (1, T, D) with T = rows · columns of `grid`, one more with a class token
-    -> the same for `new_grid`. The same grid gives back the tensor itself.
+    -> the same for `new_grid`. The same grid returns the tensor itself.
 
     Raises:
-        ValueError: if the tensor has no place for each patch of `grid`.
+        ValueError: if the tensor does not have one position for each patch of `grid`.
     """
     N, T = grid[0] * grid[1], pos_embedding.shape[1]
     if pos_embedding.ndim != 3 or T - N not in (0, 1):

@@ -1,26 +1,27 @@
-"""Weights: everybody's into our `ViT` and back, and pretrained backbones.
+"""Weights of every implementation, into our `ViT` and back.
 
-`load_vit` makes a model from a file; `load_weights` fills one that is there, from the
-names of torchvision, timm, Hugging Face transformers, the official JAX checkpoints or
-this project (`weight_names.py`); `to_torchvision`, `to_timm`, `to_huggingface` and
-`to_jax` go the other way. `load_pretrained_backbone` is what notebook 09 starts from.
+`load_vit` makes a model from a file, and `load_weights` fills a model that exists, from
+the names of torchvision, timm, Hugging Face transformers, the official JAX checkpoints or
+this project (`names.py`). `to_torchvision`, `to_timm`, `to_huggingface` and `to_jax` go
+the other way.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from going_modular.images.transforms import Normalization
 from going_modular.model_builder import ViT, ViTConfig
-from going_modular.utils import project_path
 from going_modular.vit.config import VIT_CONFIGS
-from going_modular.vit.files import stored_config
+from going_modular.vit.files import existing_file, stored_in
 from going_modular.vit.names import (
     JAX,
     OURS,
@@ -29,64 +30,93 @@ from going_modular.vit.names import (
     Naming,
     Tensors,
     huggingface,
+    mismatches,
     naming_of,
 )
 from going_modular.vit.positions import Grid, interpolate_pos_embedding
 
-# Everybody's weights into our ViT
+UNPICKLE = partial(torch.load, map_location="cpu", weights_only=True)
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".safetensors": load_file,
+    ".npz": lambda path: dict(np.load(path)),
+    ".pth": UNPICKLE,
+    ".pt": UNPICKLE,
+    ".bin": UNPICKLE,
+}
 
 
-def load_vit(weights: str | Path | Mapping[str, torch.Tensor], **overrides) -> ViT:
+# Into our ViT
+
+
+def load_vit(weights: str | Path | Tensors, *, head: bool = True, **overrides) -> ViT:
     """A ViT made from a file of weights or a state_dict, in evaluation mode.
 
-    `overrides` are fields of `ViTConfig`. With another `num_classes` the weights' head
-    is left out, with another `image_size` their positions are interpolated. A file of
-    `write_vit` tells its own configuration. Official
-    JAX checkpoints were trained with `gelu="tanh"`.
+    A file of `write_vit` stores its configuration. For all other weights the sizes are
+    read from the shapes, see `config_from_state_dict`. The official JAX checkpoints were
+    trained with `gelu="tanh"`.
+
+    Args:
+        head: False makes a new head, all zero, as a new task needs. So does a
+            `num_classes` that is not the weights' own.
+        overrides: fields of `ViTConfig`. For another `image_size` the positions are
+            interpolated.
 
     Raises:
         FileNotFoundError, ValueError: see `read_weights`, `config_from_state_dict` and
             `load_weights`.
     """
-    is_file = isinstance(weights, str | Path)
-    tensors = read_weights(weights) if is_file else weights
-    told = stored_config(weights) if is_file else {}
-    found = config_from_state_dict(tensors, **told | overrides)
-    vit = ViT(replace(found, **overrides))
+    stored = None
+    if isinstance(weights, str | Path):
+        path, weights = weights, read_weights(weights)
+        stored = stored_in(path)
+    config = stored.config if stored else config_from_state_dict(weights, **overrides)
+    vit = ViT(replace(config, **overrides))
     load_weights(
         vit,
-        tensors,
-        head=vit.config.num_classes == found.num_classes,
-        interpolate=found.grid,
+        weights,
+        head=head and vit.config.num_classes == config.num_classes,
+        interpolate=True,
+        grid=config.grid,
         layer_norm_eps=overrides.get("layer_norm_eps"),
     )
     return vit.eval()
 
 
+def normalization_of(weights: str | Path | Tensors) -> Normalization:
+    """How the colors of images have to be normalized for these weights.
+
+    A file of `write_vit` stores it; if it is older than that entry, it was trained with
+    ImageNet's numbers. For all other weights the answer is what most published weights
+    under their names expect. Some of timm's expect 0.5 instead of ImageNet's numbers,
+    which their files do not say.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_weights`; also if the names are unknown.
+    """
+    if isinstance(weights, str | Path):
+        if stored := stored_in(weights):
+            return stored.normalization
+        weights = read_weights(weights)
+    return naming_of(weights).normalization
+
+
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of a file by name: .safetensors, .npz, .pth, .pt or .bin.
 
-    None of these can run code here. A relative path is seen from the repository's root.
+    Reading runs no code from the file. A relative path starts at the checkout, see
+    `utils.project_path`.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is of another kind, damaged, or holds more than tensors.
     """
-    path = project_path(path)
-    unpickle = partial(torch.load, map_location="cpu", weights_only=True)
-    readers = {
-        ".safetensors": load_file,
-        ".npz": lambda path: dict(np.load(path)),
-        **dict.fromkeys((".pth", ".pt", ".bin"), unpickle),
-    }
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file of weights at {path}")
-    if path.suffix not in readers:
-        raise ValueError(f"{path.name}: expected a file that ends in {' '.join(readers)}")
+    path = existing_file(path)
+    if path.suffix not in READERS:
+        raise ValueError(f"{path.name}: expected a file that ends in {' '.join(READERS)}")
     try:
-        content = readers[path.suffix](path)
+        content = READERS[path.suffix](path)
         if not isinstance(content, Mapping):
-            raise ValueError(f"it holds a {type(content).__name__}, no tensors by name")
+            raise ValueError(f"it holds a {type(content).__name__}, not tensors by name")
         for wrapper in ("model", "state_dict"):  # as DeiT and Lightning write them
             content = content.get(wrapper, content)
         return {name: torch.as_tensor(values) for name, values in content.items()}
@@ -94,24 +124,26 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path.name} cannot be read as weights: {error}") from error
 
 
-def config_from_state_dict(state_dict: Mapping[str, torch.Tensor], **told) -> ViTConfig:
-    """The sizes of the ViT that a set of weights belongs to, from their shapes.
+def config_from_state_dict(state_dict: Tensors, **options) -> ViTConfig:
+    """The configuration of the ViT that weights belong to, from their shapes.
 
-    `told` are fields of `ViTConfig` for what has no shape: `gelu`, the dropouts,
-    `layer_norm_eps` (else what `load_weights` sets), `num_heads` (else that of the
-    published variant with the same D, else D / 64; JAX's files know it), and, unless
-    the patches make a square and each has its position, `image_size` and
-    `pos_embedding`. Where shapes say something else than `told`, the shapes win.
+    Args:
+        options: fields of `ViTConfig` that no shape shows: `gelu`, the dropouts,
+            `layer_norm_eps`, `num_heads`, and, unless the patches make a square and each
+            has its own position, `image_size` and `pos_embedding`. Where shapes and
+            options differ, the shapes win. The default for `num_heads` is that of the
+            published variant with the same D, else D / 64; JAX's files show it. The
+            default for `layer_norm_eps` is what models under these names compute with.
 
     Raises:
-        ValueError: if names are unknown, or something is missing, misshapen or untold.
+        ValueError: if names are unknown, or a tensor or option is missing or misshapen.
     """
     given = {name: torch.as_tensor(values) for name, values in state_dict.items()}
     naming = naming_of(given)
     names = naming.names(naming.depth(given))
     if unknown := given.keys() - names.values():
         raise ValueError(
-            f"these names are like those of {naming.title}, but not all are a ViT's:\n"
+            f"most of these names are those of {naming.title}, but some are not a ViT's:\n"
             + "\n".join(f"  unknown: {name}" for name in given if name in unknown)
         )
     axes = {
@@ -124,7 +156,7 @@ def config_from_state_dict(state_dict: Mapping[str, torch.Tensor], **told) -> Vi
     }
     found = {names[n]: given[names[n]] for n in axes if names.get(n) in given}
     tensors = naming.translate(found)
-    optional = {"class_token", "representation.0.weight", "head.weight", *told}
+    optional = {"class_token", "representation.0.weight", "head.weight", *options}
     for name, count in axes.items():
         fits = tensors[name].ndim == count if name in tensors else name in optional
         if not fits:
@@ -133,143 +165,142 @@ def config_from_state_dict(state_dict: Mapping[str, torch.Tensor], **told) -> Vi
                 f"{names[name]} with {count} axes among the weights"
             )
     D, C, P, _ = tensors["patch_embedding.projection.weight"].shape
-    heads = {c.embedding_dim: c.num_heads for c in VIT_CONFIGS.values()}
+    published_heads = {c.embedding_dim: c.num_heads for c in VIT_CONFIGS.values()}
 
-    def length(name):  # of the first axis; 0 where there is no such tensor
-        return len(tensors.get(name, ()))
+    def rows(name: str) -> int:
+        """The length of a tensor's first axis; 0 if there is no such tensor."""
+        return tensors[name].shape[0] if name in tensors else 0
 
-    untold = {"num_heads": heads.get(D) or max(D // 64, 1), "layer_norm_eps": naming.layer_norm_eps}
-    sizes = {
+    defaults = {
+        "num_heads": published_heads.get(D) or max(D // 64, 1),
+        "layer_norm_eps": naming.layer_norm_eps,
+    }
+    sizes: dict[str, Any] = {
         "patch_size": P,
         "in_channels": C,
         "embedding_dim": D,
         "num_layers": naming.depth(given),
-        "mlp_dim": length("encoder.0.mlp.expand.weight"),
-        "num_classes": length("head.weight"),
+        "mlp_dim": rows("encoder.0.mlp.expand.weight"),
+        "num_classes": rows("head.weight"),
         "pool": "class_token" if "class_token" in tensors else "mean",
-        "representation_size": length("representation.0.weight"),
+        "representation_size": rows("representation.0.weight"),
     }
-    query = given.get(names.get("encoder.0.attention.q.weight"))
+    query = given.get(names.get("encoder.0.attention.q.weight", ""))
     if query is not None and query.ndim == 3:  # (D, h, D/h), in JAX's files
         sizes["num_heads"] = query.shape[1]
     if "pos_embedding" in tensors:
         _, T, width = tensors["pos_embedding"].shape
         sizes["pos_embedding"] = "learned_1d" if width == D else "learned_2d"
-        N = T - length("class_token")
+        N = T - rows("class_token")
         if width == D and N > 0 and math.isqrt(N) ** 2 == N:
             sizes["image_size"] = math.isqrt(N) * P
-        elif "image_size" not in told:
+        elif "image_size" not in options:
             raise ValueError(
-                f"{N} patches are no square: tell their image_size=(H, W), or make a "
+                f"{N} patches are no square: give their image_size=(H, W), or make a "
                 "ViT of that size and fill it with load_weights"
             )
-    return ViTConfig(**(untold | told | sizes))
+    return ViTConfig(**(defaults | options | sizes))
 
 
 def load_weights(
     vit: ViT,
-    state_dict: Mapping[str, torch.Tensor],
+    state_dict: Tensors,
     *,
     head: bool = True,
-    interpolate: bool | Grid = False,
+    interpolate: bool = False,
+    grid: Grid | None = None,
     layer_norm_eps: float | None = None,
 ) -> list[str]:
-    """Fill a ViT with weights under anybody's names (`weight_names.NAMINGS`).
+    """Fill a ViT with weights under the names of any implementation in `names.NAMINGS`.
 
     Args:
-        head: False leaves out the weights' head, and keeps that of `vit` as it is. So
-            it is with a pre-training layer (`representation_size`) that only one has.
-        interpolate: stretch positions of another grid (Section 3.2), given as (rows,
-            columns) or True for a square. (True takes as many positions as `vit` has to
-            be of its own grid.)
-        layer_norm_eps: what LayerNorms are to use. If not given it is what models under
-            these names compute with, 1e-12 for Hugging Face transformers, else 1e-6;
-            under this project's names they keep theirs. The kind of GELU is never
-            changed: official JAX checkpoints want a ViT with `gelu="tanh"`.
+        head: False leaves out the head of the weights and keeps that of `vit`. The same
+            holds for a pre-training layer (`representation_size`) that only one of them
+            has.
+        interpolate: whether positions of another grid are interpolated (Section 3.2).
+        grid: (rows, columns) of the weights' positions. Without it, they are those of
+            `vit` if they are as many, else a square.
+        layer_norm_eps: what LayerNorms are to use. Without it, weights under our names
+            leave it as it is in `vit`, and all others set what models under their names
+            compute with: 1e-12 for Hugging Face transformers, else 1e-6. The kind of GELU
+            is never changed; the official JAX checkpoints need a ViT with `gelu="tanh"`.
 
     Returns:
-        The names of those weights that were left out: a head that is not wanted, and a
-        pre-training layer (Hugging Face's "pooler") that has no head behind it.
+        The names of the weights that were left out: a head that is not wanted, and a
+        pre-training layer (Hugging Face's "pooler") without a head behind it.
 
     Raises:
-        ValueError: if any weight is unknown, missing, of another shape, or of whole
-            numbers. It lists them all by the names that they were given under; `vit`
-            is as it was.
+        ValueError: if a weight is unknown, missing, of another shape, or not of
+            floating-point numbers. The message lists all of them by the names that they
+            were given under; `vit` is unchanged. Also for a `grid` without `interpolate`.
     """
+    if grid and not interpolate:
+        raise ValueError(f"grid={grid} has no effect: set interpolate=True as well")
     given = {name: torch.as_tensor(values) for name, values in state_dict.items()}
-    naming, c = naming_of(given), vit.config
-    expected = dict(naming.export(vit.state_dict(), c.num_layers, c.num_heads))
-    # Where they have no name for a tensor, it goes by ours, as in `export`
-    names = {name: name for name in vit.state_dict()} | naming.names(c.num_layers)
+    naming, config = naming_of(given), vit.config
+    expected = dict(naming.export(vit.state_dict(), config.num_layers, config.num_heads))
+    # Tensors that they have no name for go by ours, as in `export`
+    names = {name: name for name in vit.state_dict()} | naming.names(config.num_layers)
     heads, representation = (
         {theirs for ours, theirs in names.items() if ours.startswith(part)}
         for part in ("head.", "representation.")
     )
 
-    dispensable = set()
+    dispensable: set[str] = set()
     if not head:
         both = representation & given.keys() and representation & expected.keys()
         dispensable = heads if both else heads | representation
-    elif not heads & given.keys():  # a head would have been trained behind it
+    elif not heads & given.keys():  # no head was trained behind this layer
         dispensable = representation - expected.keys()
     left_out = [name for name in given if name in dispensable]
     for name in dispensable:
         given.pop(name, None)
         expected.pop(name, None)
     if interpolate:
-        fit_positions(given, names["pos_embedding"], vit, interpolate)
+        fit_positions(given, names["pos_embedding"], vit, grid)
     check_weights(given, expected, naming)
 
     vit.load_state_dict(naming.translate(given), strict=False)  # all are accounted for
     if layer_norm_eps is None and naming is not OURS:
         layer_norm_eps = naming.layer_norm_eps
     if layer_norm_eps is not None:
-        vit.config = replace(c, layer_norm_eps=layer_norm_eps)
+        vit.config = replace(config, layer_norm_eps=layer_norm_eps)
         for module in (*vit.encoder.modules(), vit.norm):  # a stem keeps its own
             if isinstance(module, nn.LayerNorm):
                 module.eps = layer_norm_eps
     return left_out
 
 
-def fit_positions(given: dict[str, torch.Tensor], name: str, vit: ViT, grid: Grid | bool) -> None:
-    """Stretch the positions among the given weights to the grid of `vit`.
+def fit_positions(
+    given: dict[str, torch.Tensor], name: str, vit: ViT, grid: Grid | None = None
+) -> None:
+    """Interpolate the positions among the given weights to the grid of `vit`.
 
-    What has not the shape of positions on that grid is left for `check_weights`.
+    Positions that do not have the shape of a grid are left for `check_weights`.
     """
-    c, positions = vit.config, given.get(name)
-    if c.pos_embedding != "learned_1d" or positions is None or positions.ndim != 3:
+    config, positions = vit.config, given.get(name)
+    if config.pos_embedding != "learned_1d" or positions is None or positions.ndim != 3:
         return
-    N = positions.shape[1] - vit.class_token.shape[1]
-    if grid is True:
-        side = math.isqrt(max(N, 0))
-        grid = c.grid if N == c.num_patches else (side, side)
-    if N > 0 and grid[0] * grid[1] == N and positions.shape[2] == c.embedding_dim:
+    N = positions.shape[1] - config.num_class_tokens
+    side = math.isqrt(max(N, 0))
+    rows, columns = grid or (config.grid if N == config.num_patches else (side, side))
+    if N > 0 and rows * columns == N and positions.shape[2] == config.embedding_dim:
         positions = positions.to(vit.pos_embedding.dtype)
-        given[name] = interpolate_pos_embedding(positions, grid, c.grid)
+        given[name] = interpolate_pos_embedding(positions, (rows, columns), config.grid)
 
 
 def check_weights(given: Tensors, expected: Tensors, naming: Naming) -> None:
-    """Raise `ValueError`, with all of their names, unless the weights fit a ViT."""
-    problems = [
-        *(f"unknown: {name}" for name in given if name not in expected),
-        *(f"missing: {name}" for name in expected if name not in given),
-    ]
-    for name, tensor in expected.items():
-        if name in given and given[name].shape != tensor.shape:
-            shapes = f"{tuple(given[name].shape)}, not {tuple(tensor.shape)}"
-            problems.append(f"{name} has shape {shapes}")
-        elif name in given and not given[name].is_floating_point():
-            problems.append(f"{name} holds {given[name].dtype}, not real numbers")
-    if problems:
+    """Raise `ValueError`, with a line for each problem, unless the weights fit a ViT."""
+    if problems := mismatches(given, expected):
         raise ValueError(
             f"these weights (names of {naming.title}) are not those of this ViT:\n  "
             + "\n  ".join(problems)
             + "\nload_weights can leave out a head of other classes (head=False) and "
-            "stretch positions to another image size (interpolate=True)."
+            "interpolate positions to another image size (interpolate=True)."
         )
 
 
-# Our ViT as everybody's weights
+# Our ViT as weights of others
 
 
 def to_torchvision(vit: ViT) -> dict[str, torch.Tensor]:
@@ -289,15 +320,15 @@ def to_timm(vit: ViT) -> dict[str, torch.Tensor]:
 def to_huggingface(vit: ViT, generation: int = 5) -> dict[str, torch.Tensor]:
     """For transformers' `ViTForImageClassification`, or without a head `ViTModel`.
 
-    Its configuration has to say `layer_norm_eps=vit.config.layer_norm_eps`; there the
-    default is 1e-12. `generation` 5 has the names of version 5's models, 4 those of
-    the files on the Hub, which both versions read.
+    Its configuration needs `layer_norm_eps=vit.config.layer_norm_eps`; the default there
+    is 1e-12. `generation` 5 has the names of version 5's models. 4 has those of the files
+    on the Hub, which both versions read.
     """
     has_head = bool(vit.config.num_classes)
     if has_head and vit.config.representation_size:
         raise ValueError(
-            "Hugging Face's classifier reads the class token itself: there is no place "
-            f"for representation_size={vit.config.representation_size} before a head"
+            "Hugging Face's classifier reads the class token directly: it has no place "
+            f"for representation_size={vit.config.representation_size} before the head"
         )
     return write_weights(vit, huggingface(generation, "vit." if has_head else ""))
 
@@ -310,23 +341,21 @@ def to_jax(vit: ViT) -> dict[str, np.ndarray]:
 def write_weights(vit: ViT, naming: Naming) -> dict[str, torch.Tensor]:
     """A copy of a ViT's weights, on the CPU, under another implementation's names.
 
-    Positions of any kind are written as the table that they amount to, (1, T, D).
+    Positions of every kind are written as a table with a row for each token, (1, T, D).
 
     Raises:
-        ValueError: if the ViT has something that they have not: a stem, say.
+        ValueError: if the ViT has a part that the other implementation lacks: a stem, for
+            example.
     """
-    c = vit.config
+    config = vit.config
     if not isinstance(vit.stem, nn.Identity):
         raise ValueError(f"{naming.title} has no place for a stem")
-    if c.pool == "mean" and naming not in (TIMM, JAX):
+    if not config.num_class_tokens and naming not in (TIMM, JAX):
         raise ValueError(f"{naming.title} has no ViT without a class token")
-    tensors = vit.state_dict() | {"pos_embedding": vit.positions(c.grid).detach()}
-    written = naming.export(tensors, c.num_layers, c.num_heads)
-    known = naming.names(c.num_layers).values()
+    tensors = vit.state_dict() | {"pos_embedding": vit.positions(config.grid).detach()}
+    written = naming.export(tensors, config.num_layers, config.num_heads)
+    known = naming.names(config.num_layers).values()
     if nameless := [name for name in written if name not in known]:
         raise ValueError(f"{naming.title} has no name for {', '.join(nameless)}")
     contiguous = torch.contiguous_format
     return {n: t.cpu().clone(memory_format=contiguous) for n, t in written.items()}
-
-
-# Pretrained backbones

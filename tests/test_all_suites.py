@@ -1,0 +1,94 @@
+"""What `make test-all` counts and writes, on suites of a few lines."""
+
+import os
+import sys
+
+import pytest
+
+from going_modular.publishing import all_suites
+from going_modular.publishing.all_suites import Row
+
+
+@pytest.fixture(autouse=True)
+def build(tmp_path, monkeypatch):
+    monkeypatch.setattr(all_suites, "BUILD", tmp_path)
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+    monkeypatch.delenv("TEST_ENVIRONMENTS", raising=False)
+
+
+def test_a_suite_counts_what_passed_failed_and_was_skipped(tmp_path, monkeypatch):
+    path = tmp_path / "test_small.py"
+    path.write_text(
+        "import pytest\n\n\ndef test_1():\n    pass\n\n\ndef test_2():\n    pass\n\n\n"
+        "def test_3():\n    assert 1 == 2\n\n\n"
+        "@pytest.mark.skip\n@pytest.mark.parametrize('x', [1, 2, 3])\ndef test_4(x):\n    pass\n"
+    )
+    monkeypatch.setattr(all_suites, "SUITES", {"small": [str(path)], "none": [str(tmp_path)]})
+    row = all_suites.run_suite("small")
+    assert (row.suite, row.passed, row.failed, row.skipped) == ("small", 2, 1, 3)
+    assert str(Row("small", 2, 1, 3, 0.25)) == "| small | 2 | 1 | 3 | 0.2 |"
+    path.unlink()
+    with pytest.raises(SystemExit, match="none: pytest ended with 5"):  # it found no test
+        all_suites.run_suite("none")
+
+
+def make_python(path, version):
+    """A program that says it is a Python of this version."""
+    path.parent.mkdir(parents=True)
+    path.write_text(f"#!/bin/sh\necho {version}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-ins are shell scripts")
+def test_another_python_is_a_given_environment_or_one_of_pyenvs(tmp_path, monkeypatch):
+    monkeypatch.setattr(all_suites, "build_environment", lambda folder, python, pins: python)
+    made = make_python(tmp_path / "pyenv/versions/3.99.1/bin/python", "3.99")
+    make_python(tmp_path / "pyenv/versions/3.98.0/bin/python", "pyenv: command not found")
+    assert all_suites.interpreter_for("Python 3.99") == made
+    assert all_suites.interpreter_for("Python 3.98") is None
+    folders = [tmp_path / "nowhere", tmp_path / "a", tmp_path / "b"]
+    monkeypatch.setenv("TEST_ENVIRONMENTS", os.pathsep.join(map(str, folders)))
+    make_python(tmp_path / "a/bin/python", "3.97")
+    given = make_python(tmp_path / "b/bin/python", "3.99")
+    assert all_suites.interpreter_for("Python 3.99") == given
+    assert all_suites.interpreter_for("unit tests") == sys.executable
+
+
+def test_a_suite_without_an_interpreter_is_skipped_with_a_line(capsys):
+    assert all_suites.run_suite("Python 3.99") is None
+    assert "Python 3.99: skipped, this machine has no such interpreter" in capsys.readouterr().out
+
+
+def test_the_interpreter_of_this_run_is_no_other_python():
+    assert f"3.{sys.version_info.minor}" not in all_suites.OTHER_PYTHONS
+
+
+def test_types_are_counted_by_file():
+    output = (
+        "a/b.py:3: error: one  [misc]\na/b.py:4: error: two  [misc]\nc.py:1: error: three  [misc]\n"
+        "c.py:1: note: a note\nFound 3 errors in 2 files (checked 7 source files)\n"
+    )
+    assert all_suites.count_files(output) == (5, 2)
+    assert all_suites.count_files("Success: no issues found in 1 source file") == (1, 0)
+    with pytest.raises(ValueError, match="No module named mypy"):
+        all_suites.count_files("No module named mypy")
+
+
+def test_the_page_of_coverage_names_the_least_covered_first():
+    def summary(missing):
+        return {
+            "summary": {
+                "missing_lines": missing,
+                "num_statements": 40,
+                "percent_covered": 100 - 2.5 * missing,
+            }
+        }
+
+    files = {f"{name}.py": summary(missing) for missing, name in enumerate("abcdefghijklm")}
+    totals = {"percent_covered": 85.0, "num_statements": 520}
+    page = all_suites.coverage_page({"files": files, "totals": totals})
+    assert "85.0% of 520 statements in 13 files" in page
+    rows = [line for line in page.splitlines() if ".py" in line]
+    assert rows[0] == "| m.py | 12 of 40 | 70% |"
+    assert [row[2] for row in rows] == list("mlkjihgfed")

@@ -1,0 +1,234 @@
+"""Downloads: complete and checked, or a clear error that leaves nothing behind."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from file_server import FILES, NOBODY, checksums_of, file_server, zip_of
+
+from going_modular.images import downloads, sources
+from going_modular.images.checksums import differences
+from going_modular.images.downloads import DownloadError, download_data, download_file
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    with file_server() as server:
+        yield server
+
+
+@pytest.fixture
+def data_dir(tmp_path, monkeypatch):
+    """An empty data folder."""
+    monkeypatch.setenv("FOODVISION_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("NO_PROXY", "*")
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def checksums(tmp_path):
+    """A list of the hashes of `FILES`."""
+    (tmp_path / "food.sha256").write_text(checksums_of(FILES))
+    return tmp_path / "food.sha256"
+
+
+def test_download_unpacks_and_a_second_call_asks_nobody(server, data_dir, checksums):
+    server.answers["/food.zip"] = zip_of(FILES)
+    folder = download_data(f"{server.url}/food.zip", "food", checksums)
+    assert folder == data_dir / "food"
+    assert (folder / "train/pizza/1.txt").read_bytes() == b"one"
+    assert download_data(f"{server.url}/food.zip", "food") == folder
+    assert server.asked == ["/food.zip"]
+    assert [path.name for path in data_dir.iterdir()] == ["food"]
+
+
+def test_download_from_a_local_file(data_dir, tmp_path):
+    (tmp_path / "food.zip").write_bytes(zip_of(FILES))
+    folder = download_data(tmp_path / "food.zip", "food")
+    assert (folder / "test/pizza/2.txt").read_bytes() == b"two"
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (404, "404"),
+        (500, "500"),
+        ((zip_of(FILES), "cut"), "bytes arrived|connection failed"),
+        (zip_of(FILES)[:-30], "not a complete zip file"),
+        (b"<html>a login page</html>", "not a complete zip file"),
+        (zip_of({"../evil.txt": b"x"}), r"\.\./evil\.txt, outside its folder"),
+        (zip_of({"/evil.txt": b"x"}), "/evil.txt, outside its folder"),
+        (zip_of({"a/../../evil.txt": b"x"}), "outside its folder"),
+        (zip_of(FILES | {"test/pizza/2.txt": b"TWO"}), "1 files .* test/pizza/2.txt"),
+        (zip_of({"train/pizza/1.txt": b"one"}), "1 files .* test/pizza/2.txt"),
+        (zip_of(FILES | {"train/soup/9.txt": b"x"}), "1 files .* train/soup/9.txt"),
+        (zip_of({}), "an empty zip file"),
+        (zip_of({"train": b"x", "train/a": b"y"}), "not a complete zip file"),
+    ],
+)
+def test_a_bad_download_says_why_in_one_line_and_leaves_nothing(
+    server, data_dir, checksums, answer, words
+):
+    server.answers["/food.zip"] = answer
+    with pytest.raises(DownloadError, match=words) as error:
+        download_data(f"{server.url}/food.zip", "food", checksums)
+    assert f"{server.url}/food.zip" in str(error.value) and "\n" not in str(error.value)
+    assert not list(data_dir.iterdir())
+    assert not list(data_dir.parent.rglob("evil.txt"))
+
+
+def test_no_network_and_missing_files(data_dir, tmp_path):
+    with pytest.raises(DownloadError, match="connection failed"):
+        download_data(f"{NOBODY}/food.zip", "food")
+    with pytest.raises(DownloadError, match="There is no file"):
+        download_data(tmp_path / "absent.zip", "food")
+    assert not list(data_dir.iterdir())
+
+
+def test_a_server_that_stalls_is_given_up(server, data_dir, monkeypatch):
+    monkeypatch.setattr(downloads, "SOCKET_TIMEOUT", (1, 0.2))
+    server.answers["/food.zip"] = (zip_of(FILES) * 50, "stall")
+    started = time.perf_counter()
+    with pytest.raises(DownloadError, match="in time|connection failed"):
+        download_data(f"{server.url}/food.zip", "food")
+    assert time.perf_counter() - started < 5
+    assert not list(data_dir.iterdir())
+
+
+SILENT_NAME_SERVER = f"""
+import socket, time
+from going_modular.images import downloads
+downloads.ANSWER_TIMEOUT = 0.2
+socket.getaddrinfo = lambda *_, **__: time.sleep(60)
+started = time.perf_counter()
+try:
+    downloads.download_data({NOBODY + "/food.zip"!r}, "food")
+except downloads.DownloadError as error:
+    print(time.perf_counter() - started, error)
+"""
+
+
+def test_a_name_server_that_never_answers_costs_seconds(data_dir):
+    """No timeout of requests covers it. Python has to exit in spite of it, too."""
+    code = [sys.executable, "-c", SILENT_NAME_SERVER]
+    child = subprocess.run(code, capture_output=True, text=True, check=True, timeout=50)
+    seconds, error = child.stdout.split(maxsplit=1)
+    assert float(seconds) < 2 and error == f"No answer in time from {NOBODY}/food.zip.\n"
+    assert not list(data_dir.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_killed_half_way_leaves_nothing_that_passes_for_the_data(server, data_dir, checksums):
+    server.answers["/food.zip"] = (zip_of(FILES) * 50, "stall")
+    code = (
+        "from going_modular.images.downloads import download_data\n"
+        f"download_data('{server.url}/food.zip', 'food')"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code])
+    while not list(data_dir.glob(".unfinished-*/*")):
+        assert child.poll() is None
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (data_dir / "food").exists()
+    server.answers["/food.zip"] = zip_of(FILES)
+    folder = download_data(f"{server.url}/food.zip", "food", checksums)
+    assert (folder / "train/pizza/1.txt").read_bytes() == b"one"
+
+
+@pytest.mark.parametrize("mine", ["train/mine.txt", "train/pizza/1.txt"])
+def test_a_folder_that_differs_is_replaced_and_kept(server, data_dir, checksums, capsys, mine):
+    (data_dir / "food" / mine).parent.mkdir(parents=True)
+    (data_dir / "food" / mine).write_text("my own")
+    server.answers["/food.zip"] = zip_of(FILES)
+    folder = download_data(f"{server.url}/food.zip", "food", checksums)
+    assert not differences(folder, checksums)
+    (kept,) = data_dir.glob(f"food.replaced-*/food/{mine}")
+    assert kept.read_text() == "my own"
+    assert str(kept).removesuffix(f"/{mine}") in capsys.readouterr().out.replace("\\", "/")
+
+
+def test_a_folder_with_an_extra_file_is_not_the_data(server, data_dir, checksums):
+    server.answers["/food.zip"] = zip_of(FILES)
+    folder = download_data(f"{server.url}/food.zip", "food", checksums)
+    (folder / "train/pizza/extra.txt").write_text("more")
+    (folder / ".DS_Store").write_text("a file manager's own")
+    assert differences(folder, checksums) == ["train/pizza/extra.txt"]
+    download_data(f"{server.url}/food.zip", "food", checksums)
+    assert not differences(folder, checksums) and len(server.asked) == 2
+
+
+def test_another_process_that_was_faster_is_left_alone(server, data_dir, checksums, monkeypatch):
+    """The folder appears, complete, while the zip file is still being unpacked."""
+    server.answers["/food.zip"] = zip_of(FILES)
+    unpack = downloads.unpack
+
+    def unpack_slowly(archive, folder, source):
+        unpack(archive, folder, source)
+        unpack(archive, data_dir / "food", source)
+        (data_dir / "food/.faster").touch()
+
+    monkeypatch.setattr(downloads, "unpack", unpack_slowly)
+    folder = download_data(f"{server.url}/food.zip", "food", checksums)
+    assert [path.name for path in data_dir.iterdir()] == ["food"]
+    assert (folder / ".faster").is_file()
+
+
+def test_a_relative_source_starts_at_the_checkout(data_dir, tmp_path, monkeypatch):
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "food.zip").write_bytes(zip_of(FILES))
+    monkeypatch.setattr(downloads, "project_path", lambda path: tmp_path / path)
+    assert (download_data("sources/food.zip", "food") / "train/pizza/1.txt").is_file()
+
+
+def test_an_empty_folder_does_not_pass_for_the_data(server, data_dir):
+    (data_dir / "food").mkdir()
+    server.answers["/food.zip"] = zip_of(FILES)
+    folder = download_data(f"{server.url}/food.zip", "food")
+    assert (folder / "train/pizza/1.txt").is_file()
+
+
+def test_one_file_is_checked_by_the_first_digits_of_its_hash(server, data_dir):
+    """Published weights have these digits in their name. A damaged file is replaced."""
+    server.answers["/weights.pth"] = b"numbers"
+    digits = hashlib.sha256(b"numbers").hexdigest()[:8]
+    path = download_file(f"{server.url}/weights.pth", "cache/weights.pth", digits)
+    assert path == data_dir / "cache/weights.pth" and path.read_bytes() == b"numbers"
+    assert download_file(f"{server.url}/weights.pth", path, digits) == path
+    assert len(server.asked) == 1
+    path.write_bytes(b"num")
+    assert download_file(f"{server.url}/weights.pth", path, digits).read_bytes() == b"numbers"
+    assert len(server.asked) == 2
+    path.write_bytes(b"num")
+    server.answers["/weights.pth"] = b"other numbers"
+    with pytest.raises(DownloadError, match=r"weights\.pth is not the expected file"):
+        download_file(f"{server.url}/weights.pth", path, digits)
+    assert path.read_bytes() == b"num" and [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_download_shows_its_progress_on_stdout(server, data_dir, capsys):
+    server.answers["/food.zip"] = zip_of(FILES)
+    download_data(f"{server.url}/food.zip", "food")
+    out, err = capsys.readouterr()
+    assert "food.zip" in out and not err
+
+
+def test_the_list_of_hashes_names_the_published_counts():
+    names = [line.split()[1] for line in sources.PHOTO_CHECKSUMS.open()]
+    folders = [Path(name).parent.as_posix() for name in names]
+    counts = {folder: folders.count(folder) for folder in sorted(set(folders))}
+    assert counts == {
+        "test/pizza": 25,
+        "test/steak": 19,
+        "test/sushi": 31,
+        "train/pizza": 78,
+        "train/steak": 75,
+        "train/sushi": 72,
+    }
