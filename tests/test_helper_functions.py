@@ -1,4 +1,4 @@
-import ast
+"""Plots for the notebooks, and what is passed on from the package."""
 
 import matplotlib.pyplot as plt
 import pytest
@@ -9,7 +9,7 @@ import helper_functions
 from going_modular import utils
 from going_modular.experiments.growth import SmallClassifier
 from going_modular.images import downloads
-from going_modular.utils import CHECKOUT, give_random_values
+from going_modular.utils import give_random_values
 
 
 @pytest.fixture(autouse=True)
@@ -17,13 +17,6 @@ def keep_figures_open(monkeypatch):
     monkeypatch.setattr(plt, "show", lambda: None)
     yield
     plt.close("all")
-
-
-def test_the_package_never_imports_the_helpers_of_notebooks():
-    for path in (CHECKOUT / "going_modular").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [a.name for a in getattr(node, "names", [])]
-            assert "helper_functions" not in [getattr(node, "module", ""), *names], path
 
 
 def test_what_the_package_has_is_only_passed_on():

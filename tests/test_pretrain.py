@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -31,35 +32,76 @@ def run(folder, monkeypatch, **changes):
     return pretrain.pretrain(argparse.Namespace(**OPTIONS | changes))
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
-    whole = run(tmp_path / "whole", monkeypatch)
-    batch_of = pretrain.batch_of
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    """The weights of a run that nobody stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        return run(tmp_path_factory.mktemp("complete"), patch)
 
-    def stop_at_step_3(drawn, step, size):
-        if step == 3:
-            raise KeyboardInterrupt
+
+def killed():
+    raise RuntimeError("killed")
+
+
+def asked_to_stop():
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    "stop, error, done",
+    [
+        (killed, RuntimeError, 2),  # the last checkpoint was after two steps
+        (asked_to_stop, KeyboardInterrupt, 3),  # the step under way is finished and saved
+    ],
+)
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    complete, tmp_path, monkeypatch, stop, error, done
+):
+    batch_of, steps = pretrain.batch_of, []
+
+    def spied_batch_of(drawn, step, size):
+        steps.append(step)
+        if steps == [0, 1, 2]:
+            stop()
         return batch_of(drawn, step, size)
 
-    monkeypatch.setattr(pretrain, "batch_of", stop_at_step_3)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "stopped", monkeypatch)
-    monkeypatch.setattr(pretrain, "batch_of", batch_of)
-    with pytest.raises(ValueError, match="belongs to a run with"):
-        run(tmp_path / "stopped", monkeypatch, lr=0.1)
-    resumed = run(tmp_path / "stopped", monkeypatch)
-    with safe_open(whole, "pt") as one, safe_open(resumed, "pt") as other:
+    monkeypatch.setattr(pretrain, "batch_of", spied_batch_of)
+    with pytest.raises(error):
+        run(tmp_path, monkeypatch)
+    resumed = run(tmp_path, monkeypatch)
+    assert steps[3:] == list(range(done, 5))
+    with safe_open(complete, "pt") as one, safe_open(resumed, "pt") as other:
         assert one.keys() == other.keys()
         for key in one.keys():
             assert torch.equal(one.get_tensor(key), other.get_tensor(key)), key
         logs = [json.loads(file.metadata()["log"]) for file in (one, other)]
-    for log in logs:
-        assert [entry.pop("minutes") >= 0 for entry in log] == [True] * 3
-    assert logs[0] == logs[1]
+    assert all(entry.pop("minutes") >= 0 for log in logs for entry in log)
     assert [entry["images"] for entry in logs[0]] == [8, 16, 20]
+    assert logs[0] == logs[1]
 
-    monkeypatch.setattr(backbones, "DRAWN_DISHES", whole)
+
+def test_another_runs_checkpoint_is_refused_with_the_differences(tmp_path, monkeypatch):
+    run(tmp_path, monkeypatch, images=8)
+    with pytest.raises(ValueError, match=r"another run's checkpoint \(lr: 0.001 there, 0.1 here\)"):
+        run(tmp_path, monkeypatch, images=8, lr=0.1)
+    (tmp_path / "checkpoint.pt").write_bytes(b"half a checkpoint")
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        run(tmp_path, monkeypatch, images=8)
+
+
+def test_the_backbone_is_one_that_the_package_loads(complete, monkeypatch):
+    monkeypatch.setattr(backbones, "DRAWN_DISHES", complete)
     backbone, _, _ = backbones.load_pretrained_backbone("drawn_dishes")
     assert backbone(torch.zeros(1, 3, 112, 112)).shape == (1, backbone.embedding_dim)
+
+
+def test_a_run_that_diverges_writes_no_weights(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretrain, "FOLDER", tmp_path)
+    arguments = "--dishes 3 --pictures 4 --images 20 --batch-size 4 --lr 1e30".split()
+    with pytest.raises(SystemExit) as end:
+        pretrain.main(arguments)
+    assert end.value.code.startswith("error: the loss is ") and "in step 2" in end.value.code
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 class ByBrightness(torch.nn.Module):
@@ -81,11 +123,12 @@ def test_the_accuracy_is_that_on_the_held_out_pictures():
 
 
 def test_options_and_files_that_do_not_fit_are_named(tmp_path, monkeypatch):
-    for wrong in ({"pictures": 1}, {"images": 3}, {"batch_size": 0}):
-        with pytest.raises(ValueError, match="expected more than 1 pictures"):
-            run(tmp_path, monkeypatch, **wrong)
+    with pytest.raises(ValueError, match="pictures must be more than 1, .* got 1"):
+        run(tmp_path, monkeypatch, pictures=1)
+    with pytest.raises(ValueError, match="images must be at least one batch of 4, got 3"):
+        run(tmp_path, monkeypatch, images=3)
     np.save(tmp_path / "3x4.npy", np.zeros((12, 128, 128, 4), np.uint8))
-    with pytest.raises(ValueError, match="3x4.npy is not what this code draws"):
+    with pytest.raises(ValueError, match="3x4.npy does not hold the pictures that this code draws"):
         run(tmp_path, monkeypatch)
 
 

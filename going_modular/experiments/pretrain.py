@@ -1,20 +1,24 @@
-"""Pretrain a small ViT on drawn dishes: `python -m going_modular.experiments.pretrain`.
+"""Pretrain a small ViT on drawn dishes, as the file in `pretrained/` was made.
 
-The network learns two things about pictures of random dishes (`synthetic_food.draw`
-with an integer). The mean and the spread of all patches say which dish it is, after
-Kataoka et al., *Pre-training without Natural Images* (arXiv 2101.08515). And each patch
-says what it shows, rice or the table: the program that paints a pixel knows what it
-painted, so nobody has to label it. Pizza, steak and sushi are never drawn, and no photo
-is used.
+python -m going_modular.experiments.pretrain
+
+The network learns two things about drawings of random dishes (`synthetic_food.draw` with
+an integer). From the mean and the standard deviation of all patches it learns which dish
+it sees, after Kataoka et al., *Pre-training without Natural Images* (arXiv 2101.08515).
+And for each patch it learns what the patch shows, rice or the table. Nobody has to label
+that, because the program that paints a pixel knows what it paints. Pizza, steak and sushi
+are never drawn, and no photo is used.
 
 Everything goes to `build/pretraining`. A run that was stopped goes on from its last
-checkpoint, with the numbers that it would have had without the stop.
+checkpoint, and ends with the same weights as without the stop.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +29,20 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from going_modular.drawings.synthetic_food import NAMES, draw_scene, drawn_once
-from going_modular.images.transforms import IMAGENET_MEAN, IMAGENET_STD
+from going_modular.engine import Method
+from going_modular.experiments.command_line import errors_in_one_line, positive
+from going_modular.images.transforms import to_normalized
 from going_modular.model_builder import ViT, ViTConfig
+from going_modular.training.checkpoints import Checkpoint, delayed_interrupts
+from going_modular.training.progress import check_finite
 from going_modular.training.recipes import Recipe, build_optimizer, build_scheduler
-from going_modular.utils import atomic_write, autocast, get_device, project_path
+from going_modular.utils import autocast, get_device, project_path
 from going_modular.vit.backbones import statistics_of
 from going_modular.vit.files import write_vit
 
 FOLDER = project_path("build/pretraining")
-SIZE = 128  # pixels of a drawn picture; the network sees crops of 112
-HELD_OUT = 1  # picture of each dish to measure the accuracy on
+SIZE = 128  # pixels of a drawing; the network sees crops of 112
+HELD_OUT = 1  # drawing of each dish on which the accuracy is measured
 CONFIG = ViTConfig(
     image_size=112,
     patch_size=14,
@@ -45,29 +53,27 @@ CONFIG = ViTConfig(
     num_classes=0,
     dropout=0.0,
 )
-NORMALIZE = v2.Compose(
-    [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-)
+CONTENTS_WEIGHT = 3  # of the loss of the contents, beside that of the dish
 CROP = v2.Compose(
-    [v2.RandomResizedCrop(CONFIG.image_size, scale=(0.3, 1.0)), v2.RandomHorizontalFlip()]
+    [v2.RandomResizedCrop(CONFIG.image_hw, scale=(0.3, 1.0)), v2.RandomHorizontalFlip()]
 )
-TOGETHER = 8  # pictures share one random change of colours, which is much faster
+GROUP = 8  # drawings that share one random change of colors, which is much faster
 RECOLOR = v2.Compose(
     [
         v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4)], 0.6),
         v2.RandomGrayscale(0.1),
         v2.RandomApply([v2.GaussianBlur(5, (0.1, 1.5))], 0.2),
-        NORMALIZE,
+        to_normalized(),
     ]
 )
 
 
 class Pretrainer(nn.Module):
-    """The backbone with two heads, one for the whole picture and one for each token.
+    """The backbone with two heads, one for the whole image and one for each token.
 
-    `kept` holds the numbers of some patches of each image; only those go through the
+    `kept` holds the indices of some patches of each image. Only those go through the
     encoder, as in He et al., *Masked Autoencoders* (arXiv 2111.06377). A quarter of the
-    patches costs about a quarter, so that many more images can be seen.
+    patches costs about a quarter of the time, so the network can see many more images.
 
     Shapes: images (B, 3, 112, 112), kept (B, n) or None for all N patches
     -> dish (B, dishes), contents (B, n+1, len(NAMES)).
@@ -79,7 +85,9 @@ class Pretrainer(nn.Module):
         self.dish = nn.Linear(2 * CONFIG.embedding_dim, dishes)
         self.contents = nn.Linear(CONFIG.embedding_dim, len(NAMES))
 
-    def forward(self, images: torch.Tensor, kept: torch.Tensor | None = None):
+    def forward(
+        self, images: torch.Tensor, kept: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         vit = self.backbone
         patches = vit.patch_embedding(images) + vit.pos_embedding[:, 1:]  # (B, N, D)
         if kept is not None:
@@ -89,17 +97,39 @@ class Pretrainer(nn.Module):
         return self.dish(statistics_of(tokens[:, 1:])), self.contents(tokens)
 
 
+@dataclass
+class Progress:
+    """How far the pretraining has come. A checkpoint holds it."""
+
+    step: int = 0  # steps that are done
+    seconds: float = 0.0
+    losses: list[list[float]] = field(default_factory=list)  # since the last entry of the log
+    log: list[dict] = field(default_factory=list)
+
+    def state_dict(self) -> dict:
+        """All of it in plain types."""
+        return asdict(self)
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Stand where another run stood."""
+        vars(self).update(state_dict)
+
+
 def draw_numbered(key: tuple[int, int]) -> np.ndarray:
-    """Picture and labels (SIZE, SIZE, 3 + 1); key = (dish, picture) decides all."""
-    # NumPy fills seeds up with zeros, so picture 0 is laid out by the numbers that made
-    # up its dish. The held-out picture is the last one: no accuracy depends on it.
+    """The drawing of a key (dish, picture), with a label for each pixel.
+
+    Shapes: (SIZE, SIZE, 3 + 1), the colors and then the label, an index of `NAMES`.
+    """
+    # NumPy pads seeds with zeros. So the seed (dish, 0) equals the seed of the dish itself,
+    # and picture 0 is arranged by the random numbers that made up its dish. The held-out
+    # picture is the last one, so that no accuracy depends on it.
     scene = draw_scene(key[0], np.random.default_rng(key), (SIZE, SIZE))
     labels = np.array([NAMES.index(name) for name in scene.names], np.uint8)
     return np.dstack([np.asarray(scene.develop()), labels[scene.labels]])
 
 
 def draw_pictures(dishes: int, pictures: int, folder: Path) -> torch.Tensor:
-    """Pictures of random dishes (dishes, pictures, SIZE, SIZE, 3 + 1), drawn once.
+    """Drawings of random dishes (dishes, pictures, SIZE, SIZE, 3 + 1), drawn once.
 
     2000 x 20 of them take 2.6 GB, on disk and in memory.
 
@@ -111,10 +141,12 @@ def draw_pictures(dishes: int, pictures: int, folder: Path) -> torch.Tensor:
     return torch.from_numpy(drawn).unflatten(0, (dishes, pictures))
 
 
-def batch_of(drawn: torch.Tensor, step: int, size: int):
-    """A step's images, dishes and contents, and which patches are kept.
+def batch_of(
+    drawn: torch.Tensor, step: int, size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A step's images, dishes and contents, and the patches that are kept.
 
-    All randomness comes from the step's number, so that a resumed run sees the same.
+    All random numbers depend on the step alone, so that a resumed run sees the same.
 
     Shapes: drawn (dishes, pictures, SIZE, SIZE, 3 + 1) -> images (B, 3, 112, 112),
     dishes (B,), contents (B, N+1, len(NAMES)), kept (B, N/4).
@@ -127,17 +159,17 @@ def batch_of(drawn: torch.Tensor, step: int, size: int):
         for picture in drawn[dishes, pictures].permute(0, 3, 1, 2).contiguous()
     ]
     images, labels = (torch.stack(part) for part in zip(*cropped, strict=True))
-    groups = images.split(TOGETHER)
-    images = torch.cat([RECOLOR(group) for group in groups])
+    images = torch.cat([RECOLOR(group) for group in images.split(GROUP)])
     N = CONFIG.num_patches
     kept = torch.rand(size, N).argsort(dim=1)[:, : N // 4]
     return images, dishes, contents_of(labels.squeeze(1)), kept
 
 
 def contents_of(labels: torch.Tensor) -> torch.Tensor:
-    """The share of each of `NAMES` in each patch, and in the whole picture.
+    """The share of each of `NAMES` in the whole image and in each patch.
 
-    Shapes: labels (B, H, W) -> (B, N+1, len(NAMES)), rows sum to 1, the whole first.
+    Shapes: labels (B, H, W) -> (B, N+1, len(NAMES)). Each row sums to 1. The first row is
+    the whole image's.
     """
     P = CONFIG.patch_size
     patches = labels.long().unfold(1, P, P).unfold(2, P, P).flatten(3).flatten(1, 2)
@@ -147,23 +179,34 @@ def contents_of(labels: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def held_out_accuracy(network: Pretrainer, drawn: torch.Tensor, device) -> float:
-    """Part of the held-out pictures whose dish the network names; never augmented."""
+def held_out_accuracy(
+    network: Pretrainer, drawn: torch.Tensor, device: torch.device | str
+) -> float:
+    """The share of held-out drawings, without augmentation, whose dish the network names."""
     network.eval()
-    crop = v2.Compose([v2.CenterCrop(CONFIG.image_size), NORMALIZE])
+    crop = v2.Compose([v2.CenterCrop(CONFIG.image_hw), to_normalized()])
     correct = 0
     for dishes in torch.arange(drawn.shape[0]).split(64):
         images = drawn[dishes, -HELD_OUT:, ..., :3].flatten(0, 1).permute(0, 3, 1, 2)
         scores = network(crop(images).to(device))[0].cpu()
-        correct += (scores.argmax(1) == dishes.repeat_interleave(HELD_OUT)).sum().item()
+        correct += int((scores.argmax(1) == dishes.repeat_interleave(HELD_OUT)).sum())
     return correct / (drawn.shape[0] * HELD_OUT)
 
 
-def losses_of(network: Pretrainer, images, dishes, contents, kept):
-    """(loss of the dish, loss of the contents), from the patches that are kept.
+def losses_of(
+    network: Pretrainer,
+    images: torch.Tensor,
+    dishes: torch.Tensor,
+    contents: torch.Tensor,
+    kept: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of the dish and the loss of the contents, from the patches that are kept.
 
-    Cross-entropy, and the Kullback-Leibler divergence from the true shares, which is
-    zero where both are equal. The arguments are those that `batch_of` makes.
+    The first is the cross-entropy. The second is the Kullback-Leibler divergence from the
+    true shares, which is zero where both are equal.
+
+    Args:
+        images, dishes, contents, kept: see `batch_of`.
     """
     dish_scores, contents_scores = network(images, kept)
     whole, patches = contents[:, :1], contents[:, 1:]
@@ -177,23 +220,24 @@ def losses_of(network: Pretrainer, images, dishes, contents, kept):
 
 
 def pretrain(options: argparse.Namespace) -> Path:
-    """Draw, train, and write the backbone's weights; return their path.
+    """Draw, train, and write the weights of the backbone; return their path.
 
     Raises:
-        ValueError: if the options leave nothing to train on, or what lies in
+        ValueError: if the options leave nothing to train on, or a file in
             `build/pretraining` belongs to another run.
+        FloatingPointError: if the loss is not finite.
+        KeyboardInterrupt: if somebody asked to stop, once the checkpoint is saved.
     """
-    least = min(options.dishes, options.batch_size, options.save_every)
-    if least < 1 or options.pictures <= HELD_OUT or options.images < options.batch_size:
+    if options.pictures <= HELD_OUT:
         raise ValueError(
-            f"got {vars(options)}: expected more than {HELD_OUT} pictures (held out of "
-            "each dish), at least one batch of images, and nothing below 1"
+            f"pictures must be more than {HELD_OUT}, which is held out of each dish, got "
+            f"{options.pictures}"
+        )
+    if options.images < options.batch_size:
+        raise ValueError(
+            f"images must be at least one batch of {options.batch_size}, got {options.images}"
         )
     steps = options.images // options.batch_size
-    device = get_device()
-    drawn = draw_pictures(options.dishes, options.pictures, FOLDER)
-    torch.manual_seed(options.seed)
-    network = Pretrainer(options.dishes).to(device)
     recipe = Recipe(
         steps=steps,
         batch_size=options.batch_size,
@@ -202,82 +246,102 @@ def pretrain(options: argparse.Namespace) -> Path:
         weight_decay=0.05,
         warmup_steps=steps // 20,
         schedule="cosine",
+        clip_norm=1.0,
     )
+    device = get_device()
+    drawn = draw_pictures(options.dishes, options.pictures, FOLDER)
+    torch.manual_seed(options.seed)
+    network = Pretrainer(options.dishes).to(device)
     optimizer = build_optimizer(network, recipe)
-    scheduler = build_scheduler(optimizer, recipe, steps)
-    checkpoint = FOLDER / "checkpoint.pt"
-    log, start, seconds = [], 0, 0.0
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state["options"] != vars(options):
-            raise ValueError(
-                f"{checkpoint} belongs to a run with {state['options']}, this one has "
-                f"{vars(options)}: give the same options, or remove the file"
-            )
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        log, start, seconds = state["log"], state["step"], state["seconds"]
+    method = Method(
+        build_scheduler(optimizer, recipe, steps),
+        recipe.clip_norm,
+        precision="float32" if options.full_precision else "bfloat16",
+    )
+    progress = Progress()
+    checkpoint = Checkpoint(FOLDER / "checkpoint.pt", vars(options))
+    # The state of the random generators is not needed: see `batch_of`
+    checkpoint.load(network, optimizer, method, progress)
 
-    precision = "float32" if options.full_precision else "bfloat16"
-    begin, losses = time.monotonic() - seconds, []
-    bar = tqdm(range(start, steps), "pretraining", steps, initial=start, mininterval=10)
-    for step in bar:
-        network.train()
-        batch = batch_of(drawn, step, options.batch_size)
-        batch = [part.to(device) for part in batch]
-        with autocast(device, precision):
-            dish_loss, contents_loss = losses_of(network, *batch)
-        optimizer.zero_grad()
-        (dish_loss + 3 * contents_loss).backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        losses.append([dish_loss.item(), contents_loss.item()])
-        if (step + 1) % options.save_every and step + 1 < steps:
-            continue
-        seconds = time.monotonic() - begin
-        dish_loss, contents_loss = np.mean(losses, axis=0).tolist()
-        entry = {
-            "images": (step + 1) * options.batch_size,
-            "minutes": round(seconds / 60, 1),
+    began = time.monotonic() - progress.seconds
+    bar = tqdm(range(progress.step, steps), "pretraining", steps, initial=progress.step)
+    with delayed_interrupts() as stop_requested:
+        for step in bar:
+            batch = [part.to(device) for part in batch_of(drawn, step, options.batch_size)]
+            losses = take_step(network, batch, optimizer, method, step)
+            progress.losses.append(losses)
+            progress.step, progress.seconds = step + 1, time.monotonic() - began
+            entry_is_due = progress.step % options.save_every == 0 or progress.step == steps
+            if entry_is_due:
+                accuracy = held_out_accuracy(network, drawn, device)
+                add_entry(progress, options.batch_size, accuracy)
+                tqdm.write(json.dumps(progress.log[-1]))
+            if entry_is_due or stop_requested():
+                checkpoint.save(network, optimizer, method, progress)
+            if stop_requested():
+                raise KeyboardInterrupt(f"saved in {checkpoint.path}")
+    backbone = deepcopy(network.backbone).half()
+    return write_vit(backbone, FOLDER / "vit_drawn_dishes.safetensors", log=progress.log)
+
+
+def take_step(
+    network: Pretrainer,
+    batch: Sequence[torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    method: Method,
+    step: int,
+) -> list[float]:
+    """One step on a batch of `batch_of`, on the device; return its two losses.
+
+    Raises:
+        FloatingPointError: if the loss is not finite.
+    """
+    network.train()
+    with autocast(batch[0].device, method.precision):
+        dish_loss, contents_loss = losses_of(network, *batch)
+    loss = dish_loss + CONTENTS_WEIGHT * contents_loss
+    check_finite(loss, f"step {step + 1}")
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), method.clip_norm)
+    optimizer.step()
+    if method.scheduler is not None:
+        method.scheduler.step()
+    return torch.stack([dish_loss, contents_loss]).tolist()
+
+
+def add_entry(progress: Progress, batch_size: int, accuracy: float) -> None:
+    """Add an entry to the log, with the mean losses since the last one."""
+    dish_loss, contents_loss = np.mean(progress.losses, axis=0).tolist()
+    progress.losses = []
+    progress.log.append(
+        {
+            "images": progress.step * batch_size,
+            "minutes": round(progress.seconds / 60, 1),
             "dish_loss": round(dish_loss, 4),
             "contents_loss": round(contents_loss, 4),
-            "held_out_accuracy": round(held_out_accuracy(network, drawn, device), 4),
+            "held_out_accuracy": round(accuracy, 4),
         }
-        tqdm.write(json.dumps(entry))
-        log.append(entry)
-        losses = []
-        state = {
-            "options": vars(options),
-            "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
-            "log": log,
-            "step": step + 1,
-            "seconds": seconds,
-        }
-        with atomic_write(checkpoint) as unfinished:
-            torch.save(state, unfinished)
-    backbone = deepcopy(network.backbone).half()
-    return write_vit(backbone, FOLDER / "vit_drawn_dishes.safetensors", log=log)
+    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dishes", type=int, default=2000, help="classes")
-    parser.add_argument("--pictures", type=int, default=20, help="of each dish")
-    parser.add_argument("--images", type=int, default=2_000_000, help="seen in all")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1e-3, help="the largest")
-    parser.add_argument("--save-every", type=int, default=2000, help="steps")
-    parser.add_argument("--seed", type=int, default=0, help="of the first weights")
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Pretrain a small ViT on drawn dishes")
+    parser.add_argument("--dishes", type=positive, default=2000, help="classes")
+    parser.add_argument("--pictures", type=positive, default=20, help="of each dish")
+    parser.add_argument("--images", type=positive, default=2_000_000, help="seen in all")
+    parser.add_argument("--batch-size", type=positive, default=64)
+    parser.add_argument("--lr", type=float, default=1e-3, help="the largest learning rate")
+    parser.add_argument("--save-every", type=positive, default=2000, help="steps")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
     parser.add_argument(
         "--full-precision",
         action="store_true",
         help="float32 throughout, for processors that are slow in bfloat16",
     )
-    print("weights:", pretrain(parser.parse_args()))
+    options = parser.parse_args(arguments)
+    with errors_in_one_line():
+        print("weights:", pretrain(options))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.checkpoint.stateful import Stateful
 
 from going_modular.training.distributed import (
     full_state_dicts,
@@ -20,7 +21,6 @@ from going_modular.training.distributed import (
     process_rank,
     sum_over_processes,
 )
-from going_modular.training.progress import Progress
 from going_modular.utils import atomic_write, get_device, project_path
 
 
@@ -52,7 +52,7 @@ class Checkpoint:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         method: HasState,
-        progress: Progress,
+        progress: Stateful,
     ) -> None:
         """Write everything. The file is the old one or the new one, never half of it.
 
@@ -77,7 +77,7 @@ class Checkpoint:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         method: HasState,
-        progress: Progress,
+        progress: Stateful,
     ) -> dict | None:
         """Restore what was saved, and return the state of the random generators then.
 

@@ -219,7 +219,8 @@ def initialize(init: str, vit: ViT) -> ViT:
             nn.init.xavier_uniform_(block.attention.qkv.weight)  # 3D×D as one matrix
             nn.init.zeros_(block.attention.qkv.bias)
             nn.init.zeros_(block.attention.projection.bias)
-        nn.init.normal_(vit.class_token)
+        if vit.config.num_class_tokens:
+            nn.init.normal_(vit.class_token)
         nn.init.normal_(vit.pos_embedding)
     return vit
 
