@@ -34,9 +34,7 @@ from going_modular.utils import (
 from going_modular.vit.files import stored_class_names, write_vit
 from going_modular.vit.weights import load_vit, normalization_of
 
-ADVICE_ON_MEMORY = (
-    "(Give --accumulate 2, 4, ... or a smaller --batch-size, --image-size or --model.)"
-)
+ADVICE_ON_MEMORY = "Give --accumulate 2, or 4, or a smaller --batch-size or --image-size."
 Images = PhotoFolder | Subset | TensorDataset
 MODELS = {"ViT-Mini/12": MINI, **VIT_CONFIGS}
 
@@ -280,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except torch.OutOfMemoryError as error:
         if dist.is_torchelastic_launched():
             raise
-        parser.exit(2, f"{parser.prog}: error: {error} {ADVICE_ON_MEMORY}\n")
+        parser.exit(2, f"{parser.prog}: error: {error}. {ADVICE_ON_MEMORY}\n")
     except (OSError, ValueError, FloatingPointError, MemoryError) as error:
         if dist.is_torchelastic_launched():  # torchrun collects the errors of all processes
             raise

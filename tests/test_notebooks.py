@@ -1,4 +1,4 @@
-"""The notebooks as files, and as programs that a reader runs again and again."""
+"""The notebooks as files, and as programs that a reader runs several times."""
 
 import ast
 import base64
@@ -54,15 +54,20 @@ def test_the_series_is_complete():
 
 @each_notebook
 def test_it_uses_data_setup_engine_and_model_builder(path):
-    source = "\n".join(cell.source for cell in cells_of(path, "code"))
+    """It imports them, and reads a name of each."""
+    nodes = list(ast.walk(ast.parse("\n".join(cell.source for cell in cells_of(path, "code")))))
     imported = {
         alias.name
-        for node in ast.walk(ast.parse(source))
+        for node in nodes
         if isinstance(node, ast.ImportFrom) and node.module == "going_modular"
         for alias in node.names
     }
-    for module in ("data_setup", "engine", "model_builder"):
-        assert module in imported and f"{module}." in source, module
+    used = {
+        node.value.id
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+    assert {"data_setup", "engine", "model_builder"} <= imported & used
 
 
 @each_notebook
@@ -72,8 +77,7 @@ def test_it_has_the_frame(path):
     assert re.search(r"^\*\*.+\?\*\*$", text[0], re.M), "a question"
     assert all(f"| **{row}** |" in text[0] for row in ("In", "Out", "Proved here"))
     assert "## What we proved" in text[-1]
-    whole = "\n".join(text).lower()
-    assert re.search("predict.{0,40}run|before you run.{0,40}predict", whole)
+    assert "predict" in "\n".join(text).lower()  # a prediction to make before running
     links = re.findall(r"\]\((?!https?://)([^)]+)\)", "\n".join(text))
     assert links and all((path.parent / link).is_file() for link in links)
 
@@ -91,10 +95,10 @@ def test_its_outputs_come_from_one_clean_run(path):
     assert any("nbval-check-output" in tags(cell) for cell in code)
     for cell in code:
         for output in cell.outputs:
-            for kind in ("image/png", "image/jpeg"):  # letters that say nothing
+            for kind in ("image/png", "image/jpeg"):  # their letters may spell anything
                 output.get("data", {}).pop(kind, None)
-    shown = "\n".join(str(output) for cell in code for output in cell.outputs)
-    assert not re.search(r"/(root|home|tmp|Users|work)/|0x[0-9a-f]{8}", shown)
+    outputs = "\n".join(str(output) for cell in code for output in cell.outputs)
+    assert not re.search(r"/(root|home|tmp|Users|work)/|0x[0-9a-f]{8}", outputs)
 
 
 @each_notebook
@@ -116,7 +120,7 @@ def test_every_picture_has_an_alternative_text(path):
 
 @each_notebook
 def test_its_outputs_belong_to_its_code_and_to_the_drawn_images(path):
-    """Otherwise: `make notebooks`. Photos are not ours to publish."""
+    """If this fails: `make notebooks`. We may not publish the photos."""
     notebook = nbformat.read(path, as_version=4)
     assert notebook.metadata.code_digest == notebooks.digest_of(notebook)
     assert notebook.metadata.food_source == "synthetic"
@@ -158,39 +162,64 @@ def printed_by(number):
     return "".join(output.get("text", "") for c in cells for output in c.outputs)
 
 
-def text_of(number):
-    return "\n".join(cell.source for cell in cells_of(PATHS[number], "markdown"))
+def check_text_has(number, *expected):
+    """Some paragraph of a notebook has all these numbers, in whatever words and order.
+
+    The test does not hold the wording, so that the texts can be written anew.
+    """
+    cells = cells_of(PATHS[number], "markdown")
+    paragraphs = [text for cell in cells for text in cell.source.split("\n\n")]
+    numbers = [re.findall(r"\d+(?:\.\d+)?", text) for text in paragraphs]
+    if not any(set(expected) <= set(each) for each in numbers):
+        pytest.fail(f"no paragraph of notebook {number:02} has the numbers {', '.join(expected)}")
 
 
-def test_02_says_of_its_first_epoch_what_it_shows():
+@pytest.mark.parametrize(
+    "text, fits",
+    [
+        ("Loss 2.07 in epoch 1.", True),
+        ("**1** epoch of 75 images: (2.07).", True),
+        ("Loss 2.07 in epoch 12.", False),
+        ("Loss 2.071 in epoch 1.", False),
+        ("Loss 2.07.\n\nIn epoch 1.", False),
+    ],
+)
+def test_a_text_is_held_by_its_numbers(text, fits, tmp_path, monkeypatch):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+    nbformat.write(notebook, tmp_path / "00.ipynb")
+    monkeypatch.setattr("test_notebooks.PATHS", [tmp_path / "00.ipynb"])
+    if fits:
+        check_text_has(0, "2.07", "1")
+    else:
+        with pytest.raises(pytest.fail.Exception, match=r"the numbers 2\.07, 1"):
+            check_text_has(0, "2.07", "1")
+
+
+def test_02_has_the_loss_of_its_first_epoch():
     loss = float(re.search(r"epoch +1/10 .* train loss (\S+),", printed_by(2))[1])
-    assert f"The loss of its first epoch, {loss:.2f} on average," in text_of(2)
+    check_text_has(2, f"{loss:.2f}")
 
 
-def test_08_says_of_recipes_what_it_shows():
+def test_08_has_the_accuracies_of_its_recipes():
     number = re.compile(r"^(.+?)  +(?:\d+ +){3}\S+ +\S+ +(\S+)$", re.M)
     accuracy = {name: f"{float(x):.2f}" for name, x in number.findall(printed_by(8))}
-    text, ours = text_of(8), "paper's start, AdamW"
+    ours = "paper's start, AdamW"
     rates = [accuracy[name] for name in (ours, "the same, rate 0.001", "the same, rate 0.0001")]
-    assert "0.003, 0.001 and 0.0001 end at {}, {} and {} here".format(*rates) in text
-    assert (
-        f"AdamW's {accuracy['AdamW']} with the chapter's start against "
-        f"{accuracy[ours]} with the paper's" in text
-    )
+    check_text_has(8, "0.003", "0.001", "0.0001", *rates)
+    check_text_has(8, accuracy["AdamW"], accuracy[ours])
 
 
-def test_09_says_of_08_what_08_shows():
+def test_09_has_the_results_of_08():
     of_08, of_09 = printed_by(8), printed_by(9)
-    right = re.search(r"\((\d+/75)\)", of_08)[1].replace("/", " of ")
+    right = re.search(r"\((\d+)/75\)", of_08)[1]
+    check_text_has(9, right, "75")
     best = round(45 * float(re.search(r"accuracy (\S+) after 60", of_08)[1]))
     random = round(45 * float(re.search(r"random +\S+ +(\S+)", of_09)[1]))
-    text = text_of(9)
-    assert f"got {right} right in the stored run" in text
-    fewer = f'{random - best} validation images fewer than the row "random"'
-    assert random > best and f"ended with {fewer}: {best} of 45" in text
+    assert random > best
+    check_text_has(9, str(random - best), str(best), "45")
 
 
-def test_12_says_of_attention_what_it_shows():
+def test_12_shows_of_attention_what_its_text_says():
     shown, number = printed_by(12), r"([-+]?\d\.\d+)"
     lost = {
         name: float(re.search(rf"^{name} +{number} ±", shown, re.M)[1])
@@ -233,12 +262,6 @@ def test_pictures_are_stored_small():
         assert Image.open(BytesIO(stored)).size == (300, 300)
     stored = Image.open(BytesIO(stored)).convert("RGB")
     assert np.array_equal(stored, plot)  # few colours: nothing is lost
-
-
-def test_the_readme_links_to_files_that_exist():
-    text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", text)
-    assert len(links) > 11 and all((CHECKOUT / link).exists() for link in links)
 
 
 LONG = ("07", "08", "11", "13")

@@ -1,4 +1,14 @@
+"""Paths, seeds, device, precision, counting, and files that are written safely."""
+
+import json
+import multiprocessing
+import os
 import random
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +20,58 @@ from going_modular.model_builder import ViT, ViTConfig, create_vit
 from going_modular.utils import give_random_values
 
 
-def test_relative_paths_start_at_the_repository(tmp_path, monkeypatch):
+def test_in_a_checkout_paths_start_at_it(tmp_path, monkeypatch):
+    """Wherever Python runs: notebooks run in their folder, tests elsewhere."""
+    monkeypatch.delenv("FOODVISION_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     assert (utils.project_path("going_modular") / "utils.py").is_file()
     assert utils.project_path(tmp_path / "x") == tmp_path / "x"
+    assert utils.project_path("~/x") == Path.home() / "x"
+    assert utils.data_dir() == utils.CHECKOUT / "data"
+
+
+def test_without_a_checkout_paths_start_at_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.delenv("FOODVISION_DATA", raising=False)
+    monkeypatch.setattr(utils, "CHECKOUT", None)
+    monkeypatch.chdir(tmp_path)
+    assert utils.project_path("build/x") == tmp_path / "build/x"
+    assert utils.project_path(tmp_path / "x") == tmp_path / "x"
+    monkeypatch.setattr(utils, "user_cache_path", lambda name: tmp_path / "cache" / name)
+    assert utils.data_dir() == tmp_path / "cache/vit-paper-replicating/data"
+
+
+@pytest.mark.parametrize("checkout", [True, False])
+def test_the_data_folder_can_be_chosen(tmp_path, monkeypatch, checkout):
+    root = tmp_path / "checkout" if checkout else None
+    monkeypatch.setattr(utils, "CHECKOUT", root)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FOODVISION_DATA", str(tmp_path / "images"))
+    assert utils.data_dir() == tmp_path / "images"
+    monkeypatch.setenv("FOODVISION_DATA", "images")
+    assert utils.data_dir() == (root or tmp_path) / "images"
+    monkeypatch.setenv("FOODVISION_DATA", "~/images")
+    assert utils.data_dir() == Path.home() / "images"
+
+
+def test_an_installed_package_writes_nothing_to_site_packages(tmp_path, monkeypatch):
+    """As after a plain pip install: the package lies in a folder without pyproject.toml."""
+    monkeypatch.delenv("FOODVISION_DATA", raising=False)
+    site, work = tmp_path / "site-packages", tmp_path / "work"
+    (site / "going_modular").mkdir(parents=True)
+    work.mkdir()
+    for name in ("__init__.py", "utils.py"):
+        shutil.copy(utils.PACKAGE / name, site / "going_modular" / name)
+    code = (
+        "from going_modular import utils\n"
+        "print(utils.CHECKOUT, utils.project_path('x'), utils.data_dir(), sep='\\n')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    child = subprocess.run(
+        [sys.executable, "-c", code], cwd=work, env=environment, capture_output=True, text=True
+    )
+    checkout, path, data = child.stdout.splitlines()
+    assert checkout == "None" and Path(path) == work / "x"
+    assert not Path(data).is_relative_to(site) and "vit-paper-replicating" in data
 
 
 def test_set_seeds_covers_python_numpy_and_torch():
@@ -125,6 +183,123 @@ def test_loading_does_not_run_code(tmp_path):
     torch.save({"weight": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(Exception, match="[Ww]eights.only"):
         utils.load_model(nn.Linear(1, 1), tmp_path / "evil.pth")
+
+
+# Writers
+
+
+def start_writers(write, path, number):
+    """Run `write(path, i)` in several processes that begin at the same moment."""
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
+    barrier = context.Barrier(number)
+    writers = [
+        context.Process(target=write_together, args=(write, path, i, barrier))
+        for i in range(number)
+    ]
+    for writer in writers:
+        writer.start()
+    return writers
+
+
+def write_together(write, path, writer, barrier):
+    barrier.wait()
+    write(path, writer)
+
+
+def append_200_lines(path, writer):
+    for i in range(200):
+        utils.append_line(path, {"writer": writer, "i": i, "pad": "x" * 999})
+
+
+def test_processes_that_append_at_once_lose_no_line(tmp_path):
+    """The old code read, changed and wrote the file again: 103 of 200 lines were left."""
+    path = tmp_path / "lines.jsonl"
+    for process in start_writers(append_200_lines, path, 4):
+        process.join()
+        assert process.exitcode == 0
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == 4 * 200
+    for writer in range(4):  # each in its own order
+        assert [line["i"] for line in lines if line["writer"] == writer] == list(range(200))
+
+
+def test_a_line_starts_anew_after_half_a_line_of_a_killed_writer(tmp_path):
+    path = tmp_path / "new" / "lines.jsonl"
+    utils.append_line(path, {"a": "é\n"})
+    utils.append_line(path, {"a": 2})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"a": "é\n"}, {"a": 2}]
+    with path.open("a") as file:
+        file.write('{"a": 3, "b"')
+    utils.append_line(path, {"a": 4})
+    utils.append_line(path, {"a": 5})
+    half, *others = path.read_text().splitlines()[2:]
+    assert half == '{"a": 3, "b"'
+    assert [json.loads(line) for line in others] == [{"a": 4}, {"a": 5}]
+
+
+def write_100_versions(path, writer):
+    for i in range(100):
+        with utils.atomic_write(path) as unfinished, unfinished.open("w") as file:
+            for _ in range(50):
+                file.write(f"{writer}{i:02}" * 100)
+                file.flush()
+
+
+def test_processes_that_write_one_file_at_once_leave_one_version(tmp_path):
+    """Whenever you read the file, it is one complete version of one writer."""
+    path, seen = tmp_path / "file", set()
+    writers = start_writers(write_100_versions, path, 2)
+    while any(process.is_alive() for process in writers):
+        if path.is_file():
+            text = path.read_text()
+            assert text == text[:3] * 5000
+            seen.add(text[:3])
+    assert [process.exitcode for process in writers] == [0, 0]
+    assert path.read_text() in ("099" * 5000, "199" * 5000) and len(seen) > 2
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "new" / "model.pt"
+    with utils.atomic_write(path) as unfinished:
+        assert not path.exists()
+        unfinished.write_text("old")
+    with pytest.raises(KeyboardInterrupt), utils.atomic_write(path) as unfinished:
+        unfinished.write_text("half of the n")
+        assert path.read_text() == "old"
+        raise KeyboardInterrupt
+    assert [(p.name, p.read_text()) for p in path.parent.iterdir()] == [("model.pt", "old")]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_a_file_has_the_permissions_that_open_would_give(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        with open(tmp_path / "plain", "w"), utils.atomic_write(tmp_path / "ours") as unfinished:
+            unfinished.touch()
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "ours")]
+    assert modes[0] == modes[1]
+    (tmp_path / "ours").chmod(0o640)  # open("w") keeps the permissions of an old file
+    with utils.atomic_write(tmp_path / "ours") as unfinished:
+        unfinished.touch()
+    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == 0o640
+
+
+def test_a_file_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    path, synced = tmp_path / "model.pt", []
+
+    def sync(descriptor):
+        assert not path.exists()
+        synced.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with utils.atomic_write(path) as unfinished:
+        unfinished.write_bytes(b"12345")
+    assert synced == [5] and path.read_bytes() == b"12345"
 
 
 # Precision

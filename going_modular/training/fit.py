@@ -137,8 +137,9 @@ def augment(
 def resize_for_crops(size: int | tuple[int, int]) -> Transform:
     """Pillow image -> uint8 tensor (3, 1.5 H, 1.5 W), to take random crops of H x W from.
 
-    An image of other proportions is squeezed. Random crops change proportions anyway;
-    on 225 photos, `mini` learned no more from images that kept theirs (notebook 11).
+    An image of other proportions is squeezed. Random crops change them anyway. `mini`
+    learned as much from images that kept theirs: in 5 folds within the 225 training
+    photos, seeds 0 to 2, it was right 464 of 675 times either way (in bfloat16).
     """
     H, W = (size, size) if isinstance(size, int) else size
     return v2.Compose([v2.Resize((H * 3 // 2, W * 3 // 2)), v2.PILToTensor()])
