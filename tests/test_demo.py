@@ -15,7 +15,7 @@ from tiny_vit import tiny_vit
 
 from going_modular import data_setup, engine
 from going_modular.drawings.synthetic_food import draw
-from going_modular.images.transforms import evaluation_transform
+from going_modular.images.transforms import HALF, IMAGENET, denormalize, evaluation_transform
 from going_modular.predictions import predict_image
 from going_modular.vit.files import write_vit
 from going_modular.vit.inspect import attention_maps, attention_rollout, class_attention
@@ -95,17 +95,29 @@ def test_what_is_no_picture_is_refused_without_naming_paths(tmp_path):
 # A classifier from a file
 
 
-def test_a_trained_classifier_can_be_tried(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("size", "grid", "sharp"),
+    [
+        ((32, 32), (4, 4), (560, 560)),
+        ((24, 40), (3, 5), (336, 560)),
+        ((64, 16), (8, 2), (560, 140)),
+    ],
+)
+@pytest.mark.parametrize("normalization", [IMAGENET, HALF])
+def test_a_trained_classifier_can_be_tried(size, grid, sharp, normalization, tmp_path, monkeypatch):
+    """Whatever its height and width, and the colors that it was trained with."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     names = ["a", "b", "c", "d", "e"]
-    vit = tiny_vit(pool="mean")
-    path = write_vit(vit, tmp_path / "vit.safetensors", class_names=names)
+    vit = tiny_vit(pool="mean", image_size=size)
+    path = tmp_path / "vit.safetensors"
+    write_vit(vit, path, class_names=names, normalization=normalization)
     page = demo.build_page(demo.read_classifier(path))
     blocks = page.blocks.values()
     texts = [b.value or "" for b in blocks if isinstance(b, gr.Markdown)]
     assert "vit.safetensors" in texts[0] and "a, b, c, d, e" in texts[0]
     assert any("average token" in text for text in texts)
-    assert any("32 × 32 pixels, cut into 4 × 4" in text for text in texts)
+    shape = "{} × {} pixels, cut into {} × {}".format(*size, *grid)
+    assert any(shape in text for text in texts)
 
     picture = draw("sushi", np.random.default_rng(0), 100)
     picture.save(tmp_path / "sushi.png")
@@ -114,12 +126,16 @@ def test_a_trained_classifier_can_be_tried(tmp_path, monkeypatch):
         component.elem_id: answer
         for component, answer in show(tmp_path / "sushi.png", 2, 3).items()
     }
-    transform = evaluation_transform(32)
+    transform = evaluation_transform(size, *normalization)
     expected = predict_image(vit, picture, names, transform, demo.DEVICE)
     assert answers["probabilities"] == expected.probabilities
     maps = attention_maps(vit, transform(picture)[None].to(demo.DEVICE))[0].cpu()
-    seen = class_attention(maps[1, 2], (4, 4))
-    assert np.array_equal(answers["attention"], demo.overlay(square(picture), seen))
+    seen = class_attention(maps[1, 2], grid)
+    view = denormalize(evaluation_transform(sharp, *normalization)(picture), *normalization)
+    assert np.array_equal(answers["attention"], demo.overlay(view, seen))
+    assert answers["attention"].shape == (*sharp, 3)
+    patches = answers["patches"]
+    assert patches.shape[0] / patches.shape[1] == pytest.approx(size[0] / size[1], rel=0.05)
 
 
 def test_bad_weights_are_told_in_one_line(tmp_path, capsys):

@@ -25,6 +25,7 @@ from going_modular.model_builder import ViT, create_vit
 from going_modular.utils import CHECKOUT, give_random_values
 from going_modular.vit import backbones, inspect
 from going_modular.vit.backbones import load_pretrained_backbone
+from going_modular.vit.files import write_vit
 from going_modular.vit.weights import (
     config_from_state_dict,
     load_vit,
@@ -530,10 +531,76 @@ def test_vit_weights_names_the_backbone(tmp_path, monkeypatch):
         load_pretrained_backbone()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gelu": "tanh"},
+        {"layer_norm_eps": 1e-3, "representation_size": 16},
+        {"pos_embedding": "sincos_2d"},
+        {"pos_embedding": "learned_2d", "image_size": (24, 40)},
+        {"image_size": (16, 64)},  # 2 × 8 patches, as many as 4 × 4
+        {"image_size": (24, 40), "pool": "mean"},
+    ],
+)
+def test_vit_weights_keeps_the_configuration_of_a_file_of_ours(tmp_path, monkeypatch, options):
+    """No shape shows 4 heads, the GELU or the positions; D / 64 would be 2 heads."""
+    vit = tiny_vit(embedding_dim=128, num_heads=4, **options)
+    normalization = transforms.Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    path = write_vit(vit, tmp_path / "vit.safetensors", normalization=normalization)
+    monkeypatch.setenv("VIT_WEIGHTS", str(path))
+    backbone, transform, description = load_pretrained_backbone()
+    assert backbones.vit_of(backbone).config == replace(
+        vit.config, num_classes=0, representation_size=0
+    )
+    images = images_for(vit)
+    loaded = load_vit(path).forward_features(images)
+    assert torch.equal(loaded, vit.forward_features(images))
+    expected = loaded.mean(dim=1) if vit.config.pool == "mean" else loaded[:, 0]
+    assert torch.equal(backbone(images), expected)
+    assert (backbone.name, backbone.embedding_dim) == ("vit", 128) and "this project" in description
+    # As are the colors and the height and width that it was trained with
+    assert transform.mean == [0.1, 0.2, 0.3] and transform.std == [0.4, 0.5, 0.6]
+    assert transform(Image.new("RGB", (70, 50))).shape == (3, *vit.config.image_hw)
+
+
+def test_vit_weights_that_are_not_square(tmp_path, monkeypatch):
+    vit = tiny_vit(image_size=(24, 40))
+    monkeypatch.setenv("VIT_WEIGHTS", str(write_vit(vit, tmp_path / "wide.safetensors")))
+    _, transform, description = load_pretrained_backbone()
+    assert "24 × 40 pixels" in description
+    assert transform.crop_size == [24, 40] and transform.resize_size == [27, 45]
+
+
+def test_a_new_task_gets_a_new_head(tmp_path):
+    """Also where it has as many classes as the task before."""
+    vit = tiny_vit(representation_size=16)
+    path = write_vit(vit, tmp_path / "vit.safetensors", class_names=list("abcde"))
+    images = images_for(vit)
+    for weights in (path, vit.state_dict(), to_jax(vit)):
+        options = {} if weights is path else {"num_heads": 3}
+        assert load_vit(weights, **options).head.weight.equal(vit.head.weight)
+        for K in (5, 4):
+            new = load_vit(weights, head=False, num_classes=K, **options)
+            assert new(images).shape == (2, K) and not any(p.any() for p in new.head.parameters())
+            assert torch.equal(new.forward_features(images), vit.forward_features(images))
+            assert torch.equal(new.representation[0].weight, vit.representation[0].weight)
+
+
+def test_a_grid_without_interpolation_is_an_error():
+    vit = tiny_vit()
+    with pytest.raises(ValueError, match=r"grid=\(2, 8\) .*interpolate=True"):
+        load_weights(vit, vit.state_dict(), grid=(2, 8))
+    wide, axes = tiny_vit(seed=1, image_size=(16, 64)), {"interpolate": True, "grid": (2, 8)}
+    load_weights(vit, wide.state_dict(), **axes)  # 2 × 8 -> 4 × 4
+    images = images_for(vit)
+    assert torch.equal(vit(images), wide(images, interpolate=True))
+
+
 def test_the_vit_in_each_kind_of_backbone():
     vit = tiny_vit(embedding_dim=192, num_classes=0)
     assert backbones.vit_of(vit) is vit
     assert backbones.vit_of(backbones.TokenStatistics(vit)) is vit
+    assert backbones.vit_of(backbones.Backbone(vit, "tiny")) is vit
     with pytest.raises(TypeError, match="no ViT in a Sequential"):
         backbones.vit_of(nn.Sequential(vit))
     c = vit.config
