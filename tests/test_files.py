@@ -271,7 +271,7 @@ def test_tensors_that_are_not_those_of_the_configuration(path):
         rewrite(path, tensors)
         is_refused(path, *words)
         rewrite(path, good)
-    read_vit(path)  # whole again
+    read_vit(path)  # intact again
 
 
 def test_random_bytes_never_end_in_another_error(path):
