@@ -175,12 +175,15 @@ def test_a_file_that_is_cut_short_or_too_long(path, kept):
     data = path.read_bytes()
     size = kept if isinstance(kept, int) else round(kept * len(data))
     path.write_bytes((data + bytes(len(data)))[:size])
-    is_refused(path, f"({size} bytes) cannot be read", "going_modular.train")
+    ours, all_kinds = (read_vit, stored_class_names), (load_vit, normalization_of)
+    is_refused(path, f"({size} bytes) cannot be read", "going_modular.train", read=ours)
+    is_refused(path, "cannot be read as weights", read=all_kinds)
 
 
 def test_a_file_of_another_kind(tmp_path):
     text = tmp_path / "notes.txt"
     text.write_text("these are no weights")
+    is_refused(text, "expected a file that ends in .safetensors", read=[load_vit])
     is_refused(text, "cannot be read", "Expected the .safetensors file", read=[read_vit])
     torch.save(to_timm(tiny_vit()), tmp_path / "vit.pth")
     is_refused(tmp_path / "vit.pth", "was not written by", "load_vit", read=[read_vit])
