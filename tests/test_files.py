@@ -147,6 +147,16 @@ def test_what_a_file_could_not_give_back_is_not_written(tmp_path):
         (lambda: write_vit(tiny_vit(), tmp_path / "vit.pth"), r"ends in \.safetensors.*vit\.pth"),
         (lambda: write_vit(ViT(TINY, nn.AvgPool2d(1)), tmp_path / "a.safetensors"), "a stem"),
         (lambda: write_vit(tiny_vit(), tmp_path / "a.safetensors", config=1), '"config"'),
+        (
+            lambda: write_vit(
+                tiny_vit(), tmp_path / "a.safetensors", normalization=Normalization([0.5], [0.5])
+            ),
+            "three numbers",
+        ),
+        (
+            lambda: write_vit(tiny_vit(), tmp_path / "a.safetensors", class_names=["a", "a"]),
+            "different class names",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             write()
