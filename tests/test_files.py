@@ -147,6 +147,16 @@ def test_what_a_file_could_not_give_back_is_not_written(tmp_path):
         (lambda: write_vit(tiny_vit(), tmp_path / "vit.pth"), r"ends in \.safetensors.*vit\.pth"),
         (lambda: write_vit(ViT(TINY, nn.AvgPool2d(1)), tmp_path / "a.safetensors"), "a stem"),
         (lambda: write_vit(tiny_vit(), tmp_path / "a.safetensors", config=1), '"config"'),
+        (
+            lambda: write_vit(
+                tiny_vit(), tmp_path / "a.safetensors", normalization=Normalization([0.5], [0.5])
+            ),
+            "three numbers",
+        ),
+        (
+            lambda: write_vit(tiny_vit(), tmp_path / "a.safetensors", class_names=["a", "a"]),
+            "different class names",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             write()
@@ -175,12 +185,15 @@ def test_a_file_that_is_cut_short_or_too_long(path, kept):
     data = path.read_bytes()
     size = kept if isinstance(kept, int) else round(kept * len(data))
     path.write_bytes((data + bytes(len(data)))[:size])
-    is_refused(path, f"({size} bytes) cannot be read", "going_modular.train")
+    ours, all_kinds = (read_vit, stored_class_names), (load_vit, normalization_of)
+    is_refused(path, f"({size} bytes) cannot be read", "going_modular.train", read=ours)
+    is_refused(path, "cannot be read as weights", read=all_kinds)
 
 
 def test_a_file_of_another_kind(tmp_path):
     text = tmp_path / "notes.txt"
     text.write_text("these are no weights")
+    is_refused(text, "expected a file that ends in .safetensors", read=[load_vit])
     is_refused(text, "cannot be read", "Expected the .safetensors file", read=[read_vit])
     torch.save(to_timm(tiny_vit()), tmp_path / "vit.pth")
     is_refused(tmp_path / "vit.pth", "was not written by", "load_vit", read=[read_vit])
@@ -271,7 +284,7 @@ def test_tensors_that_are_not_those_of_the_configuration(path):
         rewrite(path, tensors)
         is_refused(path, *words)
         rewrite(path, good)
-    read_vit(path)  # whole again
+    read_vit(path)  # intact again
 
 
 def test_random_bytes_never_end_in_another_error(path):

@@ -24,8 +24,8 @@ from going_modular.vit.weights import to_timm
 NAMES = ["red", "green", "blue"]
 
 
-class MeanColour(nn.Module):
-    """Logits are ten times the mean of each colour channel."""
+class MeanColor(nn.Module):
+    """Logits are ten times the mean of each color channel."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +41,7 @@ def greenish():
 
 
 def test_prediction_is_the_softmax_of_the_logits(greenish, to_tensor):
-    prediction = predict_image(MeanColour(), greenish, NAMES, to_tensor, "cpu")
+    prediction = predict_image(MeanColor(), greenish, NAMES, to_tensor, "cpu")
     expected = torch.tensor([2.0, 8.0, 4.0]).softmax(0).tolist()
     assert prediction.label == "green"
     assert prediction.probability == pytest.approx(expected[1], abs=1e-5)
@@ -53,7 +53,7 @@ def test_the_transform_given_is_the_one_used(greenish, to_tensor):
     def turned(image):
         return to_tensor(image).flip(0)  # blue, green, red
 
-    probabilities = predict_image(MeanColour(), greenish, NAMES, turned, "cpu").probabilities
+    probabilities = predict_image(MeanColor(), greenish, NAMES, turned, "cpu").probabilities
     assert probabilities["red"] > probabilities["blue"]
 
 
@@ -73,7 +73,7 @@ def test_the_transform_given_is_the_one_used(greenish, to_tensor):
 def test_every_mode_of_a_photo_gives_its_prediction(mode, stored, seen, tmp_path, to_tensor):
     path = tmp_path / ("photo.tif" if mode == "CMYK" else "photo.png")
     Image.new(mode, (8, 8), stored).save(path)
-    prediction = predict_image(MeanColour(), path, NAMES, to_tensor, "cpu")
+    prediction = predict_image(MeanColor(), path, NAMES, to_tensor, "cpu")
     expected = (10 * torch.tensor(seen)).softmax(0).tolist()
     assert list(prediction.probabilities.values()) == pytest.approx(expected, abs=0.02)
 
@@ -88,7 +88,7 @@ def test_a_photo_lying_on_its_side_is_turned_before_the_transform(tmp_path, to_t
     exif[0x0112] = 6  # to be turned by 90 degrees to the right
     lying = upright.transpose(Image.Transpose.ROTATE_90)
     lying.save(tmp_path / "phone.jpg", exif=exif, quality=95)
-    arguments = (MeanColour(), tmp_path / "phone.jpg", NAMES, top_half, "cpu")
+    arguments = (MeanColor(), tmp_path / "phone.jpg", NAMES, top_half, "cpu")
     assert predict_image(*arguments).label == "red"
 
 
@@ -97,14 +97,14 @@ def test_what_is_no_probability_is_refused(greenish, to_tensor):
         return to_tensor(image) * float("nan")
 
     with pytest.raises(ValueError, match="NaN"):
-        predict_image(MeanColour(), greenish, NAMES, broken, "cpu")
+        predict_image(MeanColor(), greenish, NAMES, broken, "cpu")
     with pytest.raises(ValueError, match="twice"):
-        predict_image(MeanColour(), greenish, ["a", "b", "a"], to_tensor, "cpu")
+        predict_image(MeanColor(), greenish, ["a", "b", "a"], to_tensor, "cpu")
 
 
 def test_wrong_number_of_class_names(greenish, to_tensor):
     with pytest.raises(ValueError, match="3 outputs, but there are 2 class names"):
-        predict_image(MeanColour(), greenish, NAMES[:2], to_tensor, "cpu")
+        predict_image(MeanColor(), greenish, NAMES[:2], to_tensor, "cpu")
 
 
 def test_the_plot_shows_picture_label_and_all_probabilities(
@@ -113,8 +113,8 @@ def test_the_plot_shows_picture_label_and_all_probabilities(
     monkeypatch.setattr(plt, "show", lambda: None)
     greenish.save(tmp_path / "photo.png")
     arguments = (tmp_path / "photo.png", NAMES, to_tensor, "cpu")
-    prediction = pred_and_plot_image(MeanColour(), *arguments)
-    assert prediction == predict_image(MeanColour(), *arguments)
+    prediction = pred_and_plot_image(MeanColor(), *arguments)
+    assert prediction == predict_image(MeanColor(), *arguments)
     photo, bars = plt.gcf().axes
     assert photo.images[0].get_array().shape == (10, 20, 3)
     assert photo.get_title().startswith("green, 9")
@@ -194,7 +194,7 @@ def damaged_weights(kind, tmp_path):
         write_vit(tiny_vit(in_channels=1), path, **names)
     elif kind == "nameless":
         write_vit(tiny_vit(), path)
-    elif kind == "others":
+    elif kind == "other project":
         save_file(to_timm(tiny_vit()), path)
     elif kind == "half":
         write_vit(tiny_vit(), path, **names)
@@ -212,7 +212,7 @@ def damaged_weights(kind, tmp_path):
         ("nan", "not numbers .NaN.*lower learning rate"),
         ("gray", "expected images of shape .B, 1, 32, 32."),
         ("nameless", "does not name its classes"),
-        ("others", "was not written by"),
+        ("other project", "was not written by"),
         ("half", "1000 bytes. cannot be read"),
         ("config", "is damaged"),
         ("folder", "no file of weights"),

@@ -59,11 +59,11 @@ def test_asked_for_by_name_it_is_an_error_that_says_what_to_do(cache):
         load_pretrained_backbone("vit_b_99")
 
 
-def test_a_half_downloaded_file_in_the_cache_is_named_and_not_loaded(cache):
+def test_an_incomplete_file_in_the_cache_is_named_and_not_loaded(cache):
     cache.mkdir()
     (cache / "vit_b_16-c867db91.pth").write_bytes(b"half a download")
     _, _, description = load_pretrained_backbone()
-    assert "drawn dishes" in description and "is there but not whole" in description
+    assert "drawn dishes" in description and "is there but incomplete" in description
 
 
 def test_with_drawn_images_nothing_is_downloaded(planted, monkeypatch):
@@ -83,17 +83,17 @@ def test_torchvisions_weights_are_loaded_and_the_head_is_left_out(planted, monke
         assert backbone(torch.zeros(1, 3, 224, 224)).shape == (1, 768)
 
 
-def test_a_whole_file_in_the_cache_is_taken(cache):
+def test_a_complete_file_in_the_cache_is_taken(cache):
     cache.mkdir()
     name = f"model-{hashlib.sha256(b'numbers').hexdigest()[:8]}.pth"
     (cache / name).write_bytes(b"numbers")
     assert backbones.cache_weights(f"http://127.0.0.1:9/{name}") == cache / name
     (cache / name).write_bytes(b"other numbers")
-    with pytest.raises(DownloadError, match="not whole"):
+    with pytest.raises(DownloadError, match="incomplete"):
         backbones.cache_weights(f"http://127.0.0.1:9/{name}")
 
 
-# The file in models/, and what its card says of it
+# The file in pretrained/, and what its card says
 
 
 def test_a_missing_and_a_damaged_file_are_named(tmp_path, monkeypatch):
@@ -145,7 +145,7 @@ def test_the_file_is_small_numbers_only_and_the_one_of_the_card():
     assert f"one of {len(PANTRY)} ingredients" in CARD
 
 
-def test_nothing_but_the_weights_and_their_card_lies_in_models():
+def test_only_the_weights_and_their_card_lie_in_pretrained():
     names = {path.name for path in DRAWN_DISHES.parent.iterdir()}
     shown = {name for name in names if not name.startswith(".")}
     assert shown == {DRAWN_DISHES.name, "README.md"}

@@ -55,8 +55,9 @@ def write_vit(
             `class_names`, one for each output, in order.
 
     Raises:
-        ValueError: if the file does not end in .safetensors, the ViT has a stem, which
-            no configuration describes, or a note is called "config".
+        ValueError: if the file does not end in .safetensors, or could not be read again:
+            no configuration describes a stem, a note cannot be called "config", and class
+            names and the normalization have to be those of `read_classifier`.
     """
     path = project_path(path)
     if path.suffix != ".safetensors":
@@ -70,6 +71,8 @@ def write_vit(
         "normalization": {"mean": list(normalization.mean), "std": list(normalization.std)},
         **notes,
     }
+    parse_normalization(metadata["normalization"])
+    class_names_in(notes, path.name)
     texts = {name: json.dumps(value) for name, value in metadata.items()}
     tensors = {name: t.contiguous().cpu() for name, t in vit.state_dict().items()}
     with atomic_write(path) as unfinished:

@@ -65,8 +65,8 @@ def load_vit(weights: str | Path | Tensors, *, head: bool = True, **overrides) -
         FileNotFoundError, ValueError: see `read_weights`, `config_from_state_dict` and
             `load_weights`.
     """
+    tensors = tensors_of(weights)
     stored = read_stored(weights) if isinstance(weights, str | Path) else None
-    tensors = stored.tensors if stored else tensors_of(weights)
     config = stored.config if stored else config_from_state_dict(tensors, **overrides)
     vit = ViT(replace(config, **overrides))
     load_weights(
@@ -91,12 +91,13 @@ def normalization_of(weights: str | Path | Tensors) -> Normalization:
     Raises:
         FileNotFoundError, ValueError: see `read_weights`; also if the names are unknown.
     """
+    tensors = tensors_of(weights)
     stored = read_stored(weights) if isinstance(weights, str | Path) else None
-    return stored.normalization if stored else naming_of(tensors_of(weights)).normalization
+    return stored.normalization if stored else naming_of(tensors).normalization
 
 
 def tensors_of(weights: str | Path | Tensors) -> Tensors:
-    """The tensors of a file or a state_dict by name; see `read_weights`."""
+    """The tensors by name of a file, see `read_weights`, or of a state_dict."""
     return read_weights(weights) if isinstance(weights, str | Path) else weights
 
 
