@@ -1,4 +1,4 @@
-"""Checks of the exercises to notebook 13."""
+"""Checks for the exercises of notebook 13."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from going_modular.experiments.sweeps import read_results
 
 
 def patches_half_as_wide(embedding_factor, mlp_factor, scores_factor) -> None:
-    """13.1: what grows when patches shrink."""
+    """Exercise 13.1: what grows when patches shrink."""
     usual, smaller = MODELS["ViT"], MODELS["smaller patches"]
 
     def factor(multiply_adds):
@@ -73,7 +73,7 @@ def reference(lines: list[dict], one: tuple, other: tuple, spread=stdev) -> tupl
 
 
 def difference_of_points(difference: Callable, vit_gains, cnn_gains) -> None:
-    """13.2: means, their difference, its error, from the lines of a file."""
+    """Exercise 13.2: means, their difference, its error, from the lines of a file."""
     made = [
         {"model": name, "images": 600, "lr": lr, "seed": seed, "right": number}
         for name, lr, numbers in (
@@ -161,7 +161,7 @@ def chance_of_an_effect(seeds: int, times: float = 3.0) -> float:
 
 
 def effects_by_luck(share_of_effects: Callable, at_least_one) -> None:
-    """13.3: how often luck alone makes an effect, for one and for 19 comparisons."""
+    """Exercise 13.3: how often luck alone makes an effect, for one and for 19 comparisons."""
     for seeds in (3, 5):
         share = result_of(share_of_effects, seeds)
         name = f"share_of_effects({seeds})"
@@ -195,7 +195,7 @@ def effects_by_luck(share_of_effects: Callable, at_least_one) -> None:
 
 
 def few_shot_probe(scores_of: Callable) -> None:
-    """13.4: the ridge probe by the normal equations."""
+    """Exercise 13.4: the ridge probe by the normal equations."""
     generator = torch.Generator().manual_seed(13)
     for M, D, K, ridge in ((12, 7, 3, 1.0), (9, 20, 4, 2.5)):
         features = 3 + 2 * torch.randn(M, D, generator=generator).double()

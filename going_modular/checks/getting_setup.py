@@ -1,4 +1,4 @@
-"""Checks of the exercises to notebook 00."""
+"""Checks for the exercises of notebook 00."""
 
 import math
 import random
@@ -20,7 +20,7 @@ from going_modular.checks import (
 
 
 def bigger_batches(batches, last_batch, times_as_much) -> None:
-    """0.1: batches of 100 of the 225 training images."""
+    """Exercise 0.1: batches of 100 of the 225 training images."""
     require_answers(batches=batches, last_batch=last_batch, times_as_much=times_as_much)
     sizes = [len(batch) for batch in DataLoader(range(225), batch_size=100)]
     full, last = sizes[0], sizes[-1]
@@ -44,7 +44,7 @@ def bigger_batches(batches, last_batch, times_as_much) -> None:
 
 
 def sure_and_wrong(expected_loss: Callable, best_q) -> None:
-    """0.2: cross-entropy of a classifier that is always equally sure."""
+    """Exercise 0.2: cross-entropy of a classifier that is always equally sure."""
     for accuracy, q, K in ((0.8, 0.6, 3), (0.5, 0.9, 3), (0.9, 0.7, 10)):
         loss = result_of(expected_loss, accuracy, q, K)
         when_right, others = -accuracy * math.log(q), 1 - accuracy
@@ -84,7 +84,7 @@ def sure_and_wrong(expected_loss: Callable, best_q) -> None:
 
 
 def whole_picture(padded_to_square: Callable, empty_patches) -> None:
-    """0.3: a square without cutting or squeezing, and what it costs."""
+    """Exercise 0.3: a square without cutting or squeezing, and what it costs."""
     for C, H, W in ((3, 5, 10), (1, 9, 6), (3, 5, 5)):
         image = torch.rand((C, H, W), generator=torch.Generator().manual_seed(0))
         square = result_of(padded_to_square, image)
@@ -126,7 +126,7 @@ def whole_picture(padded_to_square: Callable, empty_patches) -> None:
 
 
 def a_generator_of_its_own(training_and_held_out: Callable) -> None:
-    """0.4: a random split that neither hears nor disturbs other random numbers."""
+    """Exercise 0.4: a random split that neither hears nor disturbs other random numbers."""
 
     def states():
         numbers = np.random.get_state()[1].tolist()
@@ -164,7 +164,7 @@ def a_generator_of_its_own(training_and_held_out: Callable) -> None:
 
 
 def detective_work(right_answers: Callable) -> None:
-    """0.5: how many answers were right, from a mean over batches."""
+    """Exercise 0.5: how many answers were right, from a mean over batches."""
     for full, last, counts in ((32, 11, (31, 30, 9)), (32, 11, (32, 32, 8)), (50, 7, (44, 50, 7))):
         sizes = (full, full, last)
         shares = [n / size for n, size in zip(counts, sizes, strict=True)]

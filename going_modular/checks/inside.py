@@ -1,4 +1,4 @@
-"""Checks of the exercises to notebook 12."""
+"""Checks for the exercises of notebook 12."""
 
 from collections.abc import Callable
 from functools import cache
@@ -27,7 +27,7 @@ from going_modular.vit.inspect import (
 
 
 def two_layers(from_itself, from_other) -> None:
-    """12.1: rollout of two tokens through two layers, by hand."""
+    """Exercise 12.1: rollout of two tokens through two layers, by hand."""
     maps = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]], [[[0.5, 0.5], [1.0, 0.0]]]])
     expected = attention_rollout(maps)[0].tolist()
     wrong = {
@@ -52,7 +52,7 @@ def two_layers(from_itself, from_other) -> None:
 
 
 def neighbours(look_at_neighbours: Callable) -> None:
-    """12.2: a head in which each patch looks at those that touch its sides."""
+    """Exercise 12.2: a head in which each patch looks at those that touch its sides."""
     for rows, columns in ((3, 4), (2, 5), (1, 3)):
         touching = (patch_distances((rows, columns), 1) == 1).float()  # (N, N)
         expected = touching / touching.sum(dim=1, keepdim=True)
@@ -86,7 +86,7 @@ def maps_of_drawings() -> torch.Tensor:
 
 
 def tokens_looked_at(width: Callable, layer, head) -> None:
-    """12.3: e to the entropy of a row of attention, and the head where it is least."""
+    """Exercise 12.3: e to the entropy of a row of attention, and the head where it is least."""
     T, generator = 5, torch.Generator().manual_seed(12)
     even, one = torch.full((T, T), 1 / T), torch.eye(T).roll(1, 0)
     two = (torch.eye(T) + torch.eye(T).roll(1, 0)) / 2
@@ -140,7 +140,7 @@ def tokens_looked_at(width: Callable, layer, head) -> None:
 
 
 def covering_and_showing(shown_alone: Callable, covering, showing) -> None:
-    """12.4: what each patch is worth without the others, and what both ways miss."""
+    """Exercise 12.4: what each patch is worth without the others, and what both ways miss."""
     generator = torch.Generator().manual_seed(12)
     images = torch.randn(3, 2, 8, 12, generator=generator)
     weight = torch.randn(5, 2 * 8 * 12, generator=generator) / 4

@@ -1,4 +1,4 @@
-"""Checks of the exercises to notebook 05."""
+"""Checks for the exercises of notebook 05."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ from going_modular.utils import count_parameters, give_random_values
 
 
 def mlp_of_vit_l(mlp_parameters, equal_width) -> None:
-    """5.1: parameters of ViT-L's MLP, and the width at which attention has as many."""
+    """Exercise 5.1: parameters of ViT-L's MLP, and the width at which attention has as many."""
     c = VIT_CONFIGS["ViT-L/16"]
     D = c.embedding_dim
     require_answers(mlp_parameters=mlp_parameters, equal_width=equal_width)
@@ -50,7 +50,7 @@ def mlp_of_vit_l(mlp_parameters, equal_width) -> None:
 def gelu_three_times(
     gelu_by_cdf: Callable, gelu_by_sigmoid: Callable, off_tanh, off_sigmoid
 ) -> None:
-    """5.2: GELU by the normal distribution, and how far two approximations are off."""
+    """Exercise 5.2: GELU by the normal distribution, and how far two approximations are off."""
     x = torch.linspace(-6, 6, 301)
     require_tensor(
         "gelu_by_cdf(x)",
@@ -67,7 +67,7 @@ def gelu_three_times(
     ):
         hint = "the largest size of a difference, at the points of the text"
         largest = (other - F.gelu(x)).abs().max().item()
-        require_number(name, answer, largest, hint, share=0.01)
+        require_number(name, answer, largest, hint, rel_tol=0.01)
     right(
         "The sigmoid is off about forty times as far as the tanh: weights that were "
         "trained with it (OpenAI's CLIP) want it back."
@@ -75,7 +75,7 @@ def gelu_three_times(
 
 
 def without_the_bend(merged: Callable) -> None:
-    """5.3: two dense layers without a GELU between them are one."""
+    """Exercise 5.3: two dense layers without a GELU between them are one."""
     first, second = (
         give_random_values(nn.Linear(6, 11)),
         give_random_values(nn.Linear(11, 4), seed=1),
@@ -111,7 +111,7 @@ def without_the_bend(merged: Callable) -> None:
 
 
 def dropout_by_hand(dropout: Callable) -> None:
-    """5.4: dropout, training and not."""
+    """Exercise 5.4: dropout, training and not."""
     x, p = noise(200, 500), 0.3
     given = x.clone()
     out = result_of(dropout, x, p, False)
@@ -149,7 +149,7 @@ def dropout_by_hand(dropout: Callable) -> None:
 
 
 def mlp_of_convolutions(convolutional: Callable) -> None:
-    """5.5: the MLP as two convolutions with a kernel of 1 × 1."""
+    """Exercise 5.5: the MLP as two convolutions with a kernel of 1 × 1."""
     D, rows, columns = 6, 3, 5
     block = give_random_values(MLPBlock(D, 14, dropout=0.1)).eval()
     maps = noise(2, D, rows, columns)

@@ -1,4 +1,4 @@
-"""Checks of the exercises to notebook 01."""
+"""Checks for the exercises of notebook 01."""
 
 import re
 from collections.abc import Callable
@@ -24,7 +24,7 @@ OTHER = ViTConfig(
 
 
 def sharper_images(tokens_large, tokens_huge) -> None:
-    """1.1: T of ViT-L/16 at 512 pixels and of ViT-H/14 at 518."""
+    """Exercise 1.1: T of ViT-L/16 at 512 pixels and of ViT-H/14 at 518."""
     require_answers(tokens_large=tokens_large, tokens_huge=tokens_huge)
     for name, answer, size, P in (
         ("tokens_large", tokens_large, 512, 16),
@@ -37,7 +37,7 @@ def sharper_images(tokens_large, tokens_huge) -> None:
 
 
 def another_journey(shapes) -> None:
-    """1.2: shapes in a model of other sizes, against the model itself."""
+    """Exercise 1.2: shapes in a model of other sizes, against the model itself."""
     vit, c = ViT(OTHER).eval(), OTHER
     images = torch.zeros(5, c.in_channels, *c.image_hw)
     expected = {}
@@ -77,7 +77,7 @@ def another_journey(shapes) -> None:
 
 
 def where_symbols_live(lives_in) -> None:
-    """1.3: symbols of the paper, by the names of our parameters."""
+    """Exercise 1.3: symbols of the paper, by the names of our parameters."""
     require_answers(**lives_in)
     vit = create_vit("ViT-B/16", image_size=16, embedding_dim=12, num_layers=3)
     names = {id(parameter): name for name, parameter in vit.named_parameters()}
@@ -113,7 +113,7 @@ def where_symbols_live(lives_in) -> None:
 
 
 def twelve_d_squared(encoder_parameters: Callable) -> None:
-    """1.4: parameters of L encoder blocks."""
+    """Exercise 1.4: parameters of L encoder blocks."""
     for L, D in ((1, 6), (3, 10), (2, 64)):
         vit = ViT(
             ViTConfig(image_size=16, embedding_dim=D, num_layers=L, num_heads=2, mlp_dim=4 * D)
@@ -148,7 +148,7 @@ def twelve_d_squared(encoder_parameters: Callable) -> None:
 
 
 def one_pixel(changed_tokens: Callable) -> None:
-    """1.5: how far a change of one pixel has come after each block."""
+    """Exercise 1.5: how far a change of one pixel has come after each block."""
     T = OTHER.num_patches + 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Checks of the exercises to notebook 03."""
+"""Checks for the exercises of notebook 03."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ from going_modular.utils import count_parameters, give_random_values
 
 
 def a_fourth_channel(parameters, more_parameters, more_tokens) -> None:
-    """3.1: the projection of ViT-S/16 for colour and depth."""
+    """Exercise 3.1: the projection of ViT-S/16 for colour and depth."""
     require_answers(parameters=parameters, more_parameters=more_parameters, more_tokens=more_tokens)
     P, D = 16, VIT_CONFIGS["ViT-S/16"].embedding_dim
     rgbd, rgb = (count_parameters(PatchEmbedding(C, P, D)) for C in (4, 3))
@@ -49,7 +49,7 @@ def a_fourth_channel(parameters, more_parameters, more_tokens) -> None:
 
 
 def whose_pixel(token_of_pixel: Callable) -> None:
-    """3.2: the token that a pixel goes into."""
+    """Exercise 3.2: the token that a pixel goes into."""
     for y, x, H, W, P in (
         (0, 0, 224, 224, 16),
         (100, 50, 224, 224, 16),
@@ -85,7 +85,7 @@ def whose_pixel(token_of_pixel: Callable) -> None:
 
 
 def four_mistakes(equation_1: type) -> None:
-    """3.3: equation 1 as a module."""
+    """Exercise 3.3: equation 1 as a module."""
     C, P, D, (H, W) = 2, 4, 12, (8, 12)
     N = ViTConfig(image_size=(H, W), patch_size=P).num_patches
     require_answers(Equation1=equation_1)
@@ -145,7 +145,7 @@ def four_mistakes(equation_1: type) -> None:
 
 
 def pixel_by_pixel(linear_like: Callable) -> None:
-    """3.4: a strided convolution as a linear layer on the paper's flattened patches."""
+    """Exercise 3.4: a strided convolution as a linear layer on the paper's flattened patches."""
     for C, D, P in ((3, 10, 4), (5, 7, 2)):
         generator = torch.Generator().manual_seed(0)
         conv = nn.Conv2d(C, D, kernel_size=P, stride=P)
@@ -183,7 +183,7 @@ def pixel_by_pixel(linear_like: Callable) -> None:
 
 
 def the_way_back(patches_again: Callable, no_way_back) -> None:
-    """3.5: patches from their embeddings."""
+    """Exercise 3.5: patches from their embeddings."""
     C, P = 3, 2
     for D in (30, 8):
         generator = torch.Generator().manual_seed(0)

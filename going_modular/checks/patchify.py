@@ -1,4 +1,4 @@
-"""Checks of the exercises to notebook 02."""
+"""Checks for the exercises of notebook 02."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ from going_modular.model_builder import VIT_CONFIGS
 
 
 def shapes_of_vit_h(num_patches, patch_numbers) -> None:
-    """2.1: N and P²C of ViT-H/14 at 224 pixels."""
+    """Exercise 2.1: N and P²C of ViT-H/14 at 224 pixels."""
     c = VIT_CONFIGS["ViT-H/14"]
     require_number(
         "num_patches",
@@ -36,7 +36,7 @@ def shapes_of_vit_h(num_patches, patch_numbers) -> None:
 
 
 def patchify_pixel_by_pixel(patchify: Callable) -> None:
-    """2.2: patches as the paper's code flattens them, colours of a pixel together."""
+    """Exercise 2.2: patches as the paper's code flattens them, colours of a pixel together."""
     for shape, P in (((2, 3, 12, 8), 4), ((1, 5, 6, 9), 3)):
         images = noise(*shape)
         patches = result_of(patchify, images, P)
@@ -58,7 +58,7 @@ def patchify_pixel_by_pixel(patchify: Callable) -> None:
 
 
 def unpatchify_any_grid(unpatchify: Callable) -> None:
-    """2.3: the way back for images that are not square."""
+    """Exercise 2.3: the way back for images that are not square."""
     for (rows, columns), P, C in (((2, 3), 4, 3), ((3, 1), 2, 1)):
         images = noise(2, C, rows * P, columns * P)
         patches = F.unfold(images, P, stride=P).transpose(1, 2)  # (B, N, P²C)
@@ -73,7 +73,7 @@ def unpatchify_any_grid(unpatchify: Callable) -> None:
 
 
 def unseen_pixels(count: Callable) -> None:
-    """2.4: pixels of one channel that a strided convolution passes over."""
+    """Exercise 2.4: pixels of one channel that a strided convolution passes over."""
     for H, W, P in ((224, 224, 16), (250, 250, 16), (30, 47, 8), (5, 9, 5)):
         weights = torch.ones(1, 1, P, P)
         seen = F.conv2d(torch.ones(1, 1, H, W), weights, stride=P).sum().item()
