@@ -128,8 +128,8 @@ def a_generator_of_its_own(training_and_held_out: Callable) -> None:
 
     def states():
         """Return the states of the three generators that a program shares."""
-        numpy_state = np.random.get_state(legacy=False)["state"]["key"].tolist()
-        return torch.get_rng_state().tolist(), random.getstate(), numpy_state
+        _, keys, *position = np.random.get_state()
+        return torch.get_rng_state().tolist(), random.getstate(), keys.tolist(), position
 
     before = states()
     parts = result_of(training_and_held_out, 20, 6, 1)
