@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else None
 SIZES = ("smoke", "cpu", "paper")
 PRECISIONS = ("float32", "bfloat16", "float16")
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def project_path(path: str | Path) -> Path:
@@ -165,7 +167,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence]) -> None:
 
 
 @torch.no_grad()
-def give_random_values(model: nn.Module, seed: int = 0) -> nn.Module:
+def give_random_values(model: Model, seed: int = 0) -> Model:
     """Fill every parameter with random numbers, so that a test of the model can fail.
 
     A head of zeros gives zero for any features, right or wrong. Biases of zero hide a

@@ -1,7 +1,8 @@
-"""Checks of the exercises in notebooks/exercises, a module for each notebook.
+"""Checks for the exercises in notebooks/exercises, one module for each notebook.
 
-A check compares an answer with what the package, PyTorch or a formula gives. It raises
-`NotYet` with a hint, which never tells the answer, or prints that it is right.
+A check compares an answer with what the package, PyTorch or a formula gives. It prints
+that the answer is right, or it raises `NotYet` with a hint. A hint says what to look at
+next. It never tells the answer.
 """
 
 from collections.abc import Callable
@@ -9,9 +10,25 @@ from numbers import Real
 
 import torch
 
+from going_modular.model_builder import ViT, ViTConfig
+from going_modular.utils import give_random_values
+
+# A small ViT for the checks. Its sizes all differ, and so do their products, so that a
+# mix-up changes the result.
+SMALL = ViTConfig(
+    image_size=(48, 80),
+    patch_size=8,
+    in_channels=4,
+    embedding_dim=24,
+    num_layers=2,
+    num_heads=3,
+    mlp_dim=96,
+    num_classes=7,
+)
+
 
 class NotYet(AssertionError):
-    """An answer that is missing or wrong. Jupyter shows the hint and no traceback."""
+    """The answer is missing or wrong. Jupyter shows the hint without a traceback."""
 
     def _render_traceback_(self) -> list[str]:
         return [f"✗ Not yet: {self}"]
@@ -24,46 +41,49 @@ def require(condition: bool, hint: str) -> None:
 
 
 def require_answers(**answers) -> None:
-    """Raise `NotYet` if a place is still filled with dots."""
+    """Raise `NotYet` if an answer is still three dots."""
     for name, answer in answers.items():
-        require(answer is not ..., f"replace the dots: {name} has no answer")
+        require(answer is not ..., f"replace the dots: {name} has no answer yet")
 
 
-def require_number(name: str, answer, expected: float, hint: str, share: float = 1e-6) -> None:
-    """Is the answer the expected number?
+def require_number(name: str, answer, expected: float, hint: str, rel_tol: float = 1e-6) -> None:
+    """Raise `NotYet` unless the answer is the expected number.
 
-    A whole number to the last digit, another one to a share of it. Who has rounded it
-    is told so.
+    An expected `int` must be met exactly, a `float` to the relative tolerance. An answer
+    that looks rounded gets a hint that says so.
     """
     require_answers(**{name: answer})
     is_number = isinstance(answer, Real) and not isinstance(answer, bool)
-    require(is_number, f"{name} should be a number, and is {type(answer).__name__}")
-    margin = 0 if isinstance(expected, int) else share * abs(expected)
-    if 0 < margin < abs(answer - expected) < 2e-3 * abs(expected):
-        hint = "nearly: write down the calculation in place of a rounded number"
-    require(abs(answer - expected) <= margin, f"{name}: {hint}")
+    require(is_number, f"{name} should be a number, but its type is {type(answer).__name__}")
+    tolerance = 0 if isinstance(expected, int) else rel_tol * abs(expected)
+    error = abs(answer - expected)
+    if 0 < tolerance < error < 2e-3 * abs(expected):
+        hint = "very close. Write the calculation instead of a rounded number"
+    require(error <= tolerance, f"{name}: {hint}")
 
 
 def is_close(answer, expected: torch.Tensor) -> bool:
-    """Is an answer, whatever it is, this tensor, to 1e-5?"""
-    is_it = isinstance(answer, torch.Tensor) and answer.shape == expected.shape
-    return is_it and torch.allclose(answer.to(expected.dtype), expected, atol=1e-5)
+    """Return whether an answer of any type is a tensor equal to `expected`, to 1e-5."""
+    same_shape = isinstance(answer, torch.Tensor) and answer.shape == expected.shape
+    return same_shape and torch.allclose(answer.to(expected.dtype), expected, atol=1e-5)
 
 
 def require_tensor(name: str, answer, expected: torch.Tensor, hint: str) -> None:
-    """Is the answer the expected tensor, to 1e-5?"""
+    """Raise `NotYet` unless the answer is the expected tensor, to 1e-5."""
     require_answers(**{name: answer})
     is_tensor = isinstance(answer, torch.Tensor)
-    require(is_tensor, f"{name} should be a tensor, and is {type(answer).__name__}")
-    shapes = tuple(answer.shape), tuple(expected.shape)
-    require(shapes[0] == shapes[1], f"{name} has the shape {shapes[0]}, not {shapes[1]}")
-    require(is_close(answer, expected), f"{name} has the right shape, but other numbers: {hint}")
+    require(is_tensor, f"{name} should be a tensor, but its type is {type(answer).__name__}")
+    shape, expected_shape = tuple(answer.shape), tuple(expected.shape)
+    require(shape == expected_shape, f"{name} has the shape {shape}, not {expected_shape}")
+    require(is_close(answer, expected), f"{name} has the right shape but wrong numbers: {hint}")
 
 
 def result_of(function: Callable, *arguments):
-    """What a function returns, which may still be dots.
+    """Call the learner's function and return its result.
 
-    An error of the function itself comes through, with its traceback.
+    Raises:
+        NotYet: if the function is still three dots, or returns them, or returns nothing.
+            An error inside the function comes through with its traceback.
     """
     name = getattr(function, "__name__", "the function")
     require_answers(**{name: function})
@@ -76,10 +96,20 @@ def result_of(function: Callable, *arguments):
 
 
 def right(remark: str) -> None:
-    """Say that an answer is right, and one thing to take along."""
+    """Print that the answer is right, and one thing to remember."""
     print(f"✓ Right. {remark}")
 
 
-def noise(*shape: int) -> torch.Tensor:
-    """The same numbers each time, normal."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Return normal random numbers. The same shape and seed give the same numbers."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def small_vit() -> ViT:
+    """Return a ViT of the sizes `SMALL`, with random values in every parameter."""
+    return give_random_values(ViT(SMALL)).eval()
+
+
+def small_images() -> torch.Tensor:
+    """Return five images of noise for `small_vit`, (5, 4, 48, 80)."""
+    return noise(5, SMALL.in_channels, *SMALL.image_hw)

@@ -1,4 +1,4 @@
-"""Checks of the exercises to notebook 07."""
+"""Checks for the exercises of notebook 07."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,193 +11,169 @@ from torch import nn
 
 from going_modular import model_builder
 from going_modular.checks import (
+    SMALL,
     NotYet,
-    noise,
+    is_close,
     require,
     require_answers,
     require_number,
     require_tensor,
     result_of,
     right,
+    small_images,
+    small_vit,
 )
 from going_modular.model_builder import ViTConfig
-from going_modular.utils import count_parameters, give_random_values
-
-# No two sizes are equal, so that axes cannot be exchanged unnoticed.
-TINY = ViTConfig(
-    image_size=(24, 16),
-    patch_size=4,
-    in_channels=3,
-    embedding_dim=30,
-    num_layers=3,
-    num_heads=5,
-    mlp_dim=70,
-    num_classes=7,
-)
+from going_modular.utils import count_parameters
 
 
-def on_meta(model_class, config) -> nn.Module:
-    """A model of shapes without numbers, so that none is too large."""
+def on_meta(config: ViTConfig) -> model_builder.ViT:
+    """Return a ViT on PyTorch's "meta" device: it has shapes and takes no memory."""
     with torch.device("meta"):
-        return model_class(config)
+        return model_builder.ViT(config)
 
 
-def two_images(config: ViTConfig) -> torch.Tensor:
-    """(2, C, H, W) of noise."""
-    return noise(2, config.in_channels, *config.image_hw)
-
-
-def filled(config: ViTConfig) -> nn.Module:
-    """The package's ViT with random values in all its tensors."""
-    return give_random_values(model_builder.ViT(config)).eval()
-
-
-def first_line(error: RuntimeError) -> str:
-    """What is wrong first, of the long list that load_state_dict gives."""
+def first_problem(error: RuntimeError) -> str:
+    """Return the first line of the list in an error of `load_state_dict`."""
     return str(error).splitlines()[1].strip()
 
 
 def patches_of_eight(projection_change, positions_change) -> None:
-    """7.1: what ViT-B/8 has more or less than ViT-B/16."""
-    large, small = (on_meta(model_builder.ViT, ViTConfig(patch_size=P)) for P in (16, 8))
+    """Exercise 7.1: how ViT-B/8's parameters differ from ViT-B/16's."""
+    large, small = (on_meta(ViTConfig(patch_size=P)) for P in (16, 8))
     parts = {
         "projection_change": (projection_change, lambda vit: vit.patch_embedding),
         "positions_change": (positions_change, lambda vit: vit.pos_embedding),
     }
     hints = {
-        "projection_change": "one matrix of P²C rows and D columns, for P = 16 and for "
-        "P = 8; its bias stays",
-        "positions_change": "a row of D numbers for each patch: how many patches are "
-        "there at P = 16, and how many at P = 8?",
+        "projection_change": "the matrix has P²C rows and D columns. How large is it for "
+        "P = 16 and for P = 8? Does the bias change?",
+        "positions_change": "each patch has a row of D numbers. How many patches are "
+        "there for P = 16 and for P = 8?",
     }
     for name, (answer, part) in parts.items():
-        sizes = (sum(p.numel() for p in tensors_of(part(v))) for v in (large, small))
-        before, after = sizes
+        before, after = (sum(p.numel() for p in tensors_of(part(v))) for v in (large, small))
         require_answers(**{name: answer})
         require(
             answer != before - after,
-            f"{name}: the size is right, the sign is not; more is positive",
+            f"{name}: the size is right but the sign is wrong. A gain is positive",
         )
         require_number(name, answer, after - before, hints[name])
     right(
-        "Together they nearly cancel. What does not is the arithmetic: four times as "
-        "many tokens go through each block."
+        "The two nearly cancel. The computation does not: four times as many tokens go "
+        "through each block."
     )
 
 
 def tensors_of(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:
-    """The parameters of a module, or a parameter itself."""
+    """Return the parameters of a module, or the parameter itself."""
     return [part] if isinstance(part, nn.Parameter) else list(part.parameters())
 
 
 def one_block_twelve_times(parameters, arithmetic_falls) -> None:
-    """7.2: what `[block] * 12` leaves of ViT-B/16, K = 3."""
-    vit = on_meta(model_builder.ViT, ViTConfig(num_classes=3))
-    whole, block = count_parameters(vit), count_parameters(vit.encoder[0])
+    """Exercise 7.2: the parameters of a ViT-B/16 that repeats one block, `[block] * 12`."""
+    vit = on_meta(ViTConfig(num_classes=3))
+    total, block = count_parameters(vit), count_parameters(vit.encoder[0])
     require_answers(parameters=parameters, arithmetic_falls=arithmetic_falls)
     require(
-        parameters != whole - block,
-        "parameters: there were twelve blocks; how many of them are left?",
+        parameters != total - block,
+        "parameters: there were twelve blocks. How many different ones are left?",
     )
-    require(
-        parameters != whole - 12 * block, "parameters: one block is still there, and it is counted"
-    )
+    require(parameters != total - 12 * block, "parameters: is there really no block left to count?")
     require_number(
         "parameters",
         parameters,
-        whole - 11 * block,
-        "start from the whole model and take away what is there no more",
+        total - 11 * block,
+        "start from the full model and subtract the blocks that are gone",
     )
     require(isinstance(arithmetic_falls, bool), "arithmetic_falls should be True or False")
     require(
         not arithmetic_falls,
-        "arithmetic_falls: how often does an image go through a block, before and "
-        "after the mistake?",
+        "arithmetic_falls: how many blocks does an image go through before and after the mistake?",
     )
     right(
-        "Shapes, loss and speed look right: only the count tells. (ALBERT, a language "
-        "model, shares its blocks on purpose.)"
+        "Shapes, loss and speed look normal. Only the parameter count shows the mistake. "
+        "ALBERT, a language model, shares its blocks on purpose."
     )
 
 
 def module_of_the_class(vit, parameters) -> None:
-    """7.3: notebook 07's class in a module of its own, with 1000 classes."""
+    """Exercise 7.3: notebook 07's class in a module of its own, with 1000 classes."""
     require_answers(vit=vit, parameters=parameters)
     require(
         isinstance(vit, ModuleType),
-        f"vit should be an imported module, and is {type(vit).__name__}",
+        f"vit should be an imported module, but its type is {type(vit).__name__}",
     )
-    require(hasattr(vit, "ViT"), "the module has been imported, and has no class ViT")
+    require(hasattr(vit, "ViT"), "the module was imported, but it has no class ViT")
     require(
         vit.ViT.__module__ == vit.__name__ and vit.ViT is not model_builder.ViT,
-        "the module's ViT was imported from elsewhere: the class itself should stand in vit.py",
+        "vit.py imports its ViT from another module. It should define the class itself",
     )
-    reference, ours = filled(TINY), vit.ViT(TINY).eval()
+    reference, ours = small_vit(), vit.ViT(SMALL).eval()
     try:
         ours.load_state_dict(reference.state_dict())
     except RuntimeError as error:
-        raise NotYet(f"not the class of notebook 07: {first_line(error)}") from None
-    images = two_images(TINY)
+        raise NotYet(f"this is not the class of notebook 07: {first_problem(error)}") from None
+    images = small_images()
     with torch.no_grad():
         require_tensor(
             "the module's logits",
             ours(images),
             reference(images),
-            "is the cell in vit.py whole and unchanged?",
+            "does vit.py hold the complete cell, unchanged?",
         )
-    counts = {
-        K: count_parameters(on_meta(model_builder.ViT, ViTConfig(num_classes=K))) for K in (3, 1000)
-    }
+    counts = {K: count_parameters(on_meta(ViTConfig(num_classes=K))) for K in (3, 1000)}
     require(parameters != counts[3], "parameters: this is a model for three classes")
     require_number(
         "parameters",
         parameters,
         counts[1000],
-        "the fields of ViTConfig() are those of ViT-B/16 for 1000 classes; count_parameters counts",
+        "the defaults of ViTConfig() describe ViT-B/16 for 1000 classes. Pass such a model "
+        "to count_parameters",
     )
-    right("From now on it is `import`, and no notebook has to be run before.")
+    right("From now on you can import the class without running a notebook first.")
 
 
 def logits_after_each_block(function: Callable) -> None:
-    """7.4: equation 4 read after block 1, 2, … L."""
-    vit, images = filled(TINY), two_images(TINY)
-    expected, raw = [], []
+    """Exercise 7.4: the logits of equation 4 after each block, 1 to L."""
+    vit, images = small_vit(), small_images()
+    logits_by_depth, logits_without_norm = [], []
     with torch.no_grad():
-        for L in range(1, TINY.num_layers + 1):
-            shorter = model_builder.ViT(replace(TINY, num_layers=L)).eval()
+        for L in range(1, SMALL.num_layers + 1):
+            shorter = model_builder.ViT(replace(SMALL, num_layers=L)).eval()
             shorter.load_state_dict({name: vit.state_dict()[name] for name in shorter.state_dict()})
-            expected.append(shorter(images))
-            shorter.norm = nn.Identity()
-            raw.append(shorter(images))
+            z_L = shorter.encoder(shorter.embed(images))
+            logits_by_depth.append(shorter(images))
+            logits_without_norm.append(shorter.head(z_L[:, 0]))
         logits = result_of(function, vit, images)
-    expected, raw = torch.stack(expected), torch.stack(raw)  # each (L, B, K)
+    expected, unnormalized = torch.stack(logits_by_depth), torch.stack(logits_without_norm)
     require(
         isinstance(logits, torch.Tensor),
-        "the lists of logits should be stacked into one tensor: torch.stack",
+        "the result should be one tensor: torch.stack makes one from a list of logits",
     )
     shape = tuple(logits.shape)
     require(
-        shape != (TINY.num_layers + 1, *expected.shape[1:]),
-        "one too many: z_0 comes before all blocks and is not asked for",
+        shape != (SMALL.num_layers + 1, *expected.shape[1:]),
+        "there is one result too many: z_0 comes before the first block",
     )
     require(
-        shape != expected.shape or not torch.allclose(logits, raw, atol=1e-5),
-        "the head expects what the last LayerNorm gives: equation 4 has an LN",
+        not is_close(logits, unnormalized),
+        "what does equation 4 do to the class token before the head reads it?",
     )
     require_tensor(
         "logits_after_each_block(vit, images)",
         logits,
         expected,
-        "each block goes on with what the one before it returned, not with what the "
-        "LayerNorm made of it; the class token is token 0",
+        "what does each block get: the output of the block before it, or a normalized "
+        "copy? Which token does the head read?",
     )
     right(
-        "The last row is the model's own answer; the others show how it comes about. "
-        "(Of language models this is known as the logit lens.)"
+        "The last row is the model's own answer. The others show how it develops. For "
+        "language models this is called the logit lens."
     )
 
 
-# nn.TransformerEncoderLayer's names and ours
+# The names of nn.TransformerEncoderLayer and ours
 BUILT_IN = {
     "self_attn.in_proj_": "attention.qkv.",
     "self_attn.out_proj.": "attention.projection.",
@@ -208,8 +184,8 @@ BUILT_IN = {
 }
 
 
-def in_built_in_names(blocks: nn.Sequential) -> dict:
-    """The tensors of our blocks under the names of nn.TransformerEncoder."""
+def in_built_in_names(blocks: nn.Module) -> dict[str, torch.Tensor]:
+    """Return our blocks' state_dict with the names of nn.TransformerEncoder."""
     renamed = {}
     for name, tensor in blocks.state_dict().items():
         for their_name, our_name in BUILT_IN.items():
@@ -218,71 +194,70 @@ def in_built_in_names(blocks: nn.Sequential) -> dict:
     return renamed
 
 
-class BuiltInViT(model_builder.ViT):
-    """Our ViT with another encoder."""
-
-    def __init__(self, config: ViTConfig, encoder: nn.Module):
-        super().__init__(config)
-        self.encoder = encoder
-
-
 def vit_of_built_in_layers(function: Callable) -> None:
-    """7.5: the chapter's exercise, ViT from nn.TransformerEncoder."""
-    encoder = result_of(function, TINY)
+    """Exercise 7.5: the chapter's exercise, a ViT from nn.TransformerEncoder."""
+    encoder = result_of(function, SMALL)
     require(
         isinstance(encoder, nn.TransformerEncoder),
-        "what comes back should be an nn.TransformerEncoder",
+        f"the result should be an nn.TransformerEncoder, but its type is {type(encoder).__name__}",
     )
     layer = encoder.layers[0]
     require(
         layer.self_attn.batch_first,
-        "without batch_first=True the first axis counts as the tokens, and the images "
-        "of a batch attend to each other",
-    )
-    require(layer.norm_first, "a ViT has the LayerNorm before each part: norm_first")
-    require(layer.activation is not F.relu, "the layer's default is ReLU")
-    require(encoder.norm is None, "ViT has the last LayerNorm already, as self.norm")
-    require(
-        layer.norm1.eps == layer.norm2.eps == TINY.layer_norm_eps,
-        "the layer has an eps of its own; take that of the configuration",
+        "the layer takes the first axis for the tokens, so the images of a batch attend "
+        "to each other. Which argument says that the batch comes first?",
     )
     require(
-        layer.dropout1.p == layer.dropout2.p == TINY.dropout,
-        "the dropout is not that of the configuration",
+        layer.norm_first,
+        "where does the layer normalize, before or after each part? Where does a ViT?",
     )
-    starts = [[p for p in one.parameters() if p.ndim == 2] for one in encoder.layers]
-    differ = all(
+    require(layer.activation is not F.relu, "which activation does the layer have by default?")
+    require(
+        encoder.norm is None,
+        "our ViT has a last LayerNorm already, self.norm. The encoder should have none",
+    )
+    require(
+        layer.norm1.eps == layer.norm2.eps == SMALL.layer_norm_eps,
+        "the eps of the layer is PyTorch's default, not the one of the configuration",
+    )
+    require(
+        layer.dropout1.p == layer.dropout2.p == SMALL.dropout,
+        "the dropout is not the one of the configuration",
+    )
+    matrices = [[p for p in one.parameters() if p.ndim == 2] for one in encoder.layers]
+    layers_differ = all(
         not torch.equal(a, b)
-        for first, second in pairwise(starts)
+        for first, second in pairwise(matrices)
         for a, b in zip(first, second, strict=True)
     )
-    reference = filled(TINY)
+    reference = small_vit()
     try:
         encoder.load_state_dict(in_built_in_names(reference.encoder))
     except RuntimeError as error:
-        raise NotYet(f"not the tensors of our blocks: {first_line(error)}") from None
+        raise NotYet(f"the encoder has other tensors than ours: {first_problem(error)}") from None
     with torch.no_grad():
-        z_0 = reference.embed(two_images(TINY))  # (B, N+1, D)
+        z_0 = reference.embed(small_images())  # (B, N+1, D)
         require_tensor(
-            "what the encoder gives",
+            "the encoder's output",
             encoder.eval()(z_0),
             reference.encoder(z_0),
-            "how many heads are there, and is anything done to what the layers give?",
+            "is the number of heads right? Does anything change the output of the layers?",
         )
     require(
-        differ,
-        "the tokens are right, but the layers start with the same matrices, because "
-        "nn.TransformerEncoder copies one layer: let them differ",
+        layers_differ,
+        "the tokens are right. But nn.TransformerEncoder copies one layer, so all layers "
+        "start with the same matrices. Initialize each layer on its own",
     )
     config = ViTConfig(num_classes=3)
     with torch.device("meta"):
-        vit, ours = BuiltInViT(config, function(config)), model_builder.ViT(config)
-        shape = tuple(vit(torch.zeros(1, 3, 224, 224)).shape)
+        vit, ours = model_builder.ViT(config), model_builder.ViT(config)
+        vit.encoder = function(config)
+        logits_shape = tuple(vit(torch.zeros(1, 3, 224, 224)).shape)
     require(
         count_parameters(vit) == count_parameters(ours),
-        "the tiny model is right, but ViT-B/16 has another number of parameters",
+        "the small model is right, but ViT-B/16 has a different number of parameters",
     )
     right(
-        f"ViT-B/16: {count_parameters(vit):,} parameters and logits {shape}, as ours. "
-        "In training its dropout falls on the attention weights too (Section 6.2)."
+        f"ViT-B/16 has {count_parameters(vit):,} parameters and logits {logits_shape}, the "
+        "same as ours. In training it also drops attention weights (Section 6.2)."
     )

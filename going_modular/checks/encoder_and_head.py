@@ -1,4 +1,4 @@
-"""Checks of the exercises to notebook 06."""
+"""Checks for the exercises of notebook 06."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from going_modular.checks import (
+    SMALL,
+    is_close,
     noise,
     require,
     require_answers,
@@ -13,154 +15,132 @@ from going_modular.checks import (
     require_tensor,
     result_of,
     right,
+    small_images,
+    small_vit,
 )
-from going_modular.model_builder import VIT_CONFIGS, TransformerEncoderBlock, ViT, ViTConfig
+from going_modular.model_builder import VIT_CONFIGS, TransformerEncoderBlock
 from going_modular.utils import give_random_values
 
 D = 6
 
 
-def require_tensor_shape(answer, like: torch.Tensor) -> None:
-    """Is it a tensor of this shape?"""
-    require(
-        isinstance(answer, torch.Tensor) and answer.shape == like.shape,
-        f"the result should be a tensor of z's shape, {tuple(like.shape)}",
-    )
-
-
 def growth_of_the_residual_path(deviation, share_of_z_0) -> None:
-    """6.1: the spread of z after L blocks, each of which adds two parts."""
+    """Exercise 6.1: the standard deviation of z after L blocks, which add two parts each."""
     parts = 2 * VIT_CONFIGS["ViT-B/16"].num_layers
     require_answers(deviation=deviation, share_of_z_0=share_of_z_0)
     require(
         deviation != 1 + parts,
-        "deviation: this is the variance, the square of the standard deviation",
+        "deviation: this is the variance. How do you get the standard deviation from it?",
     )
     require_number(
         "deviation",
         deviation,
         (1 + parts) ** 0.5,
-        "count z_0 and all that is added, two parts for each block; variances add up",
+        "variances add up. How many summands are there in all?",
     )
     require_number(
         "share_of_z_0",
         share_of_z_0,
         1 / (1 + parts),
-        "divide the variance of z_0 by that of the whole sum",
+        "divide the variance of z_0 by the variance of the sum",
     )
-    right("What a block adds counts for less, the later it comes; LN hides the growth.")
+    right("The later a block comes, the less its part counts. LayerNorm hides the growth.")
 
 
 def mean_of_the_patches(mean_logits: Callable) -> None:
-    """6.2: the head on the mean of all patches, repaired (D.3)."""
-    config = ViTConfig(
-        image_size=(12, 20),
-        patch_size=4,
-        embedding_dim=D,
-        num_layers=2,
-        num_heads=2,
-        mlp_dim=14,
-        num_classes=4,
-    )
-    vit, images = give_random_values(ViT(config)).eval(), noise(2, 3, 12, 20)
+    """Exercise 6.2: repair a head that reads the mean of all patches (Appendix D.3)."""
+    vit, images = small_vit(), small_images()
+    logits_shape = (len(images), SMALL.num_classes)
     with torch.no_grad():
         logits = result_of(mean_logits, vit, images)
         z = vit.encoder(vit.embed(images))  # (B, N+1, D)
         y = vit.norm(z)
         require(
-            isinstance(logits, torch.Tensor) and logits.shape == (2, config.num_classes),
-            "the result should be (B, K), (2, 4): over which axis is the mean taken?",
+            isinstance(logits, torch.Tensor) and logits.shape == logits_shape,
+            f"the result should have the shape (B, K), {logits_shape}. Over which axis do "
+            "you take the mean?",
         )
-        known = (
-            (y[:, 0], "this is the class token's answer: take the mean of the patches"),
-            (y.mean(dim=1), "the class token is still in the mean"),
+        for wrong, hint in (
+            (y[:, 0], "these are the logits of the class token, not of the patches"),
+            (y.mean(dim=1), "there is a token in the mean that is not a patch"),
             (
                 vit.norm(z.mean(dim=1)),
-                "the class token is still in the mean, and LN comes after it",
+                "there is a token in the mean that is not a patch. Also, what should be "
+                "normalized, the tokens or their mean?",
             ),
             (
                 vit.norm(z[:, 1:].mean(dim=1)),
-                "LN comes after the mean: it should treat each token, before",
+                "what should be normalized, the tokens or their mean?",
             ),
             (z[:, 1:].mean(dim=1), "the last LayerNorm is missing"),
-        )
-        for wrong, hint in known:
-            same = torch.allclose(logits, vit.head(wrong), atol=1e-5)
-            require(not same, hint)
+        ):
+            require(not is_close(logits, vit.head(wrong)), hint)
         require_tensor(
             "mean_logits(vit, images)",
             logits,
             vit.head(y[:, 1:].mean(dim=1)),
-            "last LayerNorm, mean over the N patches of each image, head",
+            "three steps lead from z to the logits. Check the order and the axis of each",
         )
-    right(
-        "As good as a class token, the paper found, once the learning rate is chosen "
-        "for it (Figure 9)."
-    )
+    right("With its own learning rate, it is as good as a class token, the paper found (Figure 9).")
 
 
-def block_of_noise() -> TransformerEncoderBlock:
-    """A small block with numbers everywhere, in evaluation mode."""
+def random_block() -> TransformerEncoderBlock:
+    """Return a small block with random values in every parameter."""
     return give_random_values(TransformerEncoderBlock(D, num_heads=2, mlp_dim=14)).eval()
 
 
 def post_norm_block(post_norm: Callable, pre_keeps, post_keeps) -> None:
-    """6.3: the block of the first Transformer, and what passes through it."""
-    block, z = block_of_noise(), noise(3, 5, D)
+    """Exercise 6.3: the block of the first Transformer, and when it keeps z unchanged."""
+    block, z = random_block(), noise(3, 5, D)
     with torch.no_grad():
         output = result_of(post_norm, block, z)
         middle = block.attention_norm(block.attention(z) + z)
         expected = block.mlp_norm(block.mlp(middle) + middle)
-        require_tensor_shape(output, z)
-        require(
-            not torch.allclose(output, block(z), atol=1e-5), "this is pre-norm, the block as it is"
-        )
-        inside = block.attention_norm(block.attention(z)) + z
-        inside = block.mlp_norm(block.mlp(inside)) + inside
-        require(
-            not torch.allclose(output, inside, atol=1e-5),
-            "here only what the part gives is normalised; in the first Transformer it is the sum",
-        )
-        exchanged = block.mlp_norm(block.attention(z) + z)
-        exchanged = block.attention_norm(block.mlp(exchanged) + exchanged)
-        require(
-            not torch.allclose(output, exchanged, atol=1e-5), "the two LayerNorms are exchanged"
-        )
+        part_normalized = block.attention_norm(block.attention(z)) + z
+        part_normalized = block.mlp_norm(block.mlp(part_normalized)) + part_normalized
+        swapped = block.mlp_norm(block.attention(z) + z)
+        swapped = block.attention_norm(block.mlp(swapped) + swapped)
+        for wrong, hint in (
+            (block(z), "this is the block as it is, pre-norm"),
+            (part_normalized, "does the first Transformer normalize the new part or the sum?"),
+            (swapped, "the two LayerNorms are swapped"),
+        ):
+            require(not is_close(output, wrong), hint)
         require_tensor(
             "post_norm(block, z)",
             output,
             expected,
-            "attention, sum, LayerNorm; then the MLP, sum, LayerNorm",
+            "follow the equation of the exercise from the inside out, first for attention, "
+            "then for the MLP",
         )
-        silent = block_of_noise()
+        silent = random_block()
         for layer in (silent.attention.projection, silent.mlp.contract):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         keeps = {
-            "pre_keeps": (pre_keeps, torch.allclose(silent(z), z)),
-            "post_keeps": (post_keeps, torch.allclose(post_norm(silent, z), z)),
+            "pre_keeps": (pre_keeps, is_close(silent(z), z)),
+            "post_keeps": (post_keeps, is_close(post_norm(silent, z), z)),
         }
-    for name, (answer, expected) in keeps.items():
+    for name, (answer, kept) in keeps.items():
         require_answers(**{name: answer})
         require(isinstance(answer, bool), f"{name} should be True or False")
         require(
-            answer == expected,
-            f"{name}: what is left of each line if attention and MLP give zeros?",
+            answer == kept,
+            f"{name}: what is left of each line if attention and the MLP return zeros?",
         )
     right(
-        "Before the first step, a pre-norm block can be nearly nothing: deep models "
-        "train more easily that way."
+        "A pre-norm block can start close to the identity. Deep models train more easily that way."
     )
 
 
 def drop_path_by_hand(drop_path: Callable) -> None:
-    """6.4: a part is left out for some images of the batch, whole."""
+    """Exercise 6.4: stochastic depth, which drops a part for some images of a batch."""
     part, p = noise(4000, 3, 2), 0.3
     require_tensor(
         "drop_path(part, p, False)",
         result_of(drop_path, part, p, False),
         part,
-        "without training, every image gets its part",
+        "outside training, every image keeps its part",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -172,66 +152,64 @@ def drop_path_by_hand(drop_path: Callable) -> None:
     kept = out != 0
     require(
         not (kept[:1] == kept).all(),
-        "one draw decides for the whole batch: each image has a chance of its own",
+        "one random draw decides for the whole batch. Each image needs its own",
     )
     require(
         not (~kept).all(dim=(1, 2)).sum() < 0.1 * len(part),
-        "single numbers or tokens are left out, as in dropout; here all tokens of an "
-        "image share one draw",
+        "single numbers or tokens are dropped, as in dropout. Here all tokens of an image "
+        "share one random draw",
     )
-    whole = kept.flatten(1)
+    kept_by_image = kept.flatten(1)
     require(
-        (whole == whole[:, :1]).all(),
-        "of some images a piece is left out: either all of it or nothing",
+        (kept_by_image == kept_by_image[:, :1]).all(),
+        "some images lose a piece of the part. Each should lose all of it or nothing",
     )
-    zeros = 1 - whole[:, 0].float().mean().item()
-    require(abs(zeros - (1 - p)) > 0.04, "p is the probability of being left out")
-    require(abs(zeros - p) < 0.04, f"a share of {zeros:.2f} is left out, for p = {p}")
-    require(not torch.equal(out, again), "each call should draw anew")
+    dropped = 1 - kept_by_image[:, 0].float().mean().item()
+    require(abs(dropped - (1 - p)) > 0.04, "is p the probability to keep or to drop?")
+    require(abs(dropped - p) < 0.04, f"for p = {p}, a share of {dropped:.2f} is dropped")
+    require(not torch.equal(out, again), "two calls drop the same images: draw again in each call")
     require(
         not torch.equal(out[kept], part[kept]),
-        "what remains has to grow, or its expected value is smaller in training",
+        "the expected value is smaller in training. What must happen to the kept numbers?",
     )
     require_tensor(
         "what remains",
         out[kept],
         part[kept] / (1 - p),
-        "by what must it be multiplied so that the expected value is the old one?",
+        "which factor keeps the expected value the same?",
     )
-    right("The residual carries z past the gap: each image gets a shallower model.")
+    right("The residual carries z past the gap, so each image sees a shallower model.")
 
 
 def who_wrote_what(contributions: Callable) -> None:
-    """6.5: z_L as a sum of what each part has added."""
+    """Exercise 6.5: z_L as a sum of what each part has added."""
     blocks = nn.Sequential(*(TransformerEncoderBlock(D, num_heads=2, mlp_dim=14) for _ in range(4)))
     give_random_values(blocks).eval()
     with torch.no_grad():
         z_0 = noise(3, 5, D)
-        z, expected = z_0, [z_0]
+        z, added = z_0, [z_0]
         for block in blocks:
-            expected.append(block.attention(block.attention_norm(z)))
-            z = z + expected[-1]
-            expected.append(block.mlp(block.mlp_norm(z)))
-            z = z + expected[-1]
-        expected = torch.stack(expected)  # (2L + 1, B, N+1, D)
+            added.append(block.attention(block.attention_norm(z)))
+            z = z + added[-1]
+            added.append(block.mlp(block.mlp_norm(z)))
+            z = z + added[-1]
+        expected = torch.stack(added)  # (2L + 1, B, N+1, D)
         answer = result_of(contributions, blocks, z_0)
     require(
         isinstance(answer, torch.Tensor),
-        "the list of contributions should be stacked into one tensor: torch.stack",
+        "the result should be one tensor: torch.stack makes one from a list of contributions",
     )
     L = len(blocks)
-    require(len(answer) != 2 * L, "one is missing: z_0 itself is a part of the sum")
-    require(len(answer) != L + 1, "attention and MLP write a contribution each, two for a block")
-    if answer.shape == expected.shape:
-        require(
-            not torch.allclose(answer, expected.cumsum(dim=0), atol=1e-4),
-            "these are the sums so far; a contribution is what is added to them",
-        )
+    require(len(answer) != 2 * L, "one contribution is missing. Where does the sum start?")
+    require(len(answer) != L + 1, "how many parts of a block add to z?")
+    require(
+        not is_close(answer, expected.cumsum(dim=0)),
+        "these are the sums so far. A contribution is what a part adds to the sum",
+    )
     require_tensor(
         "contributions(encoder, z_0)",
         answer,
         expected,
-        "equation 2 without its last z, then equation 3 without its last z: what goes "
-        "into either is the sum of all contributions before it",
+        "which term of equation 2 and of equation 3 is new? What does each part read?",
     )
-    right("Their sum is z_L: the encoder only ever adds.")
+    right("The contributions sum to z_L: the encoder only ever adds.")

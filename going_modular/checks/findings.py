@@ -1,4 +1,4 @@
-"""Checks of the exercises to notebook 13."""
+"""Checks for the exercises of notebook 13."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from going_modular.experiments.sweeps import read_results
 
 
 def patches_half_as_wide(embedding_factor, mlp_factor, scores_factor) -> None:
-    """13.1: what grows when patches shrink."""
+    """Exercise 13.1: how the work grows when patches shrink."""
     usual, smaller = MODELS["ViT"], MODELS["smaller patches"]
 
     def factor(multiply_adds):
@@ -35,31 +35,36 @@ def patches_half_as_wide(embedding_factor, mlp_factor, scores_factor) -> None:
             "embedding_factor",
             embedding_factor,
             embedding,
-            "there are more patches, and each has fewer numbers: N · P²C · D",
+            "the embedding takes N · P²C · D multiply-adds. How do N and P²C change?",
         ),
         (
             "mlp_factor",
             mlp_factor,
             mlp,
-            "an MLP does the same for each token: how many more are there, if patches "
-            "are half as high and half as wide?",
+            "an MLP does the same work for each token. How many more tokens are there if "
+            "patches are half as high and half as wide?",
         ),
         (
             "scores_factor",
             scores_factor,
             scores,
-            "each token's query meets each token's key: N · N products",
+            "each token's query meets each token's key. How many products is that?",
         ),
     ):
         require_number(name, answer, expected, hint)
     right(
-        "Most of this small network's work is that of its matrices, which grows like "
-        "the MLPs': in all it costs nearly five times as much."
+        "Most of this small network's work is in its matrices, and it grows as in the "
+        "MLPs. In all, the network costs nearly five times as much."
     )
 
 
-def reference(lines: list[dict], one: tuple, other: tuple, spread=stdev) -> tuple:
-    """(gain, its standard error) of two points."""
+def reference_difference(
+    lines: list[dict], one: tuple, other: tuple, spread: Callable = stdev
+) -> tuple[float, float]:
+    """Return how much more accurate point `one` is than `other`, and the standard error.
+
+    A point is (model, images, lr). `spread` computes the deviation of its seeds.
+    """
     a, b = (
         [
             line["right"] / BLOCK
@@ -73,8 +78,8 @@ def reference(lines: list[dict], one: tuple, other: tuple, spread=stdev) -> tupl
 
 
 def difference_of_points(difference: Callable, vit_gains, cnn_gains) -> None:
-    """13.2: means, their difference, its error, from the lines of a file."""
-    made = [
+    """Exercise 13.2: the difference of two mean accuracies, and its standard error."""
+    invented = [
         {"model": name, "images": 600, "lr": lr, "seed": seed, "right": number}
         for name, lr, numbers in (
             ("small", 0.01, (300, 330, 324, 342)),
@@ -85,71 +90,71 @@ def difference_of_points(difference: Callable, vit_gains, cnn_gains) -> None:
     ]
     stored, lr = read_results("claims"), 1e-3
     for lines, one, other in (
-        (made, ("large", 600, 0.01), ("small", 600, 0.01)),
-        (made, ("small", 600, 0.1), ("large", 600, 0.01)),
+        (invented, ("large", 600, 0.01), ("small", 600, 0.01)),
+        (invented, ("small", 600, 0.1), ("large", 600, 0.01)),
         (stored, ("hybrid", 2400, lr), ("ViT", 2400, lr)),
         (stored, ("ViT", 150, lr), ("CNN", 150, lr)),
     ):
         found = result_of(difference, lines, one, other)
         require(
             isinstance(found, list | tuple) and len(found) == 3,
-            "difference should return three things: gain, error, effect",
+            "difference should return three values: gain, error, effect",
         )
-        gain, error = reference(lines, one, other)
+        gain, error = reference_difference(lines, one, other)
         name = f"difference(lines, {one}, {other})"
         require(
             not isinstance(found[0], float) or abs(found[0] - gain * BLOCK) > 1e-6,
-            "an accuracy is the share of 600 drawings",
+            "an accuracy is a share, and a line counts right answers. Of how many drawings?",
         )
         require_number(
             f"{name}, gain",
             found[0],
             gain,
-            "the mean accuracy of the first point less that of the second, over seeds",
+            "average each point's accuracy over its seeds, then subtract the second mean",
         )
         for wrong, hint in (
             (
-                reference(lines, one, other, pstdev)[1],
-                "so few seeds lie nearer to their own mean than to the true one: "
-                "divide the squares by one less than there are",
+                reference_difference(lines, one, other, pstdev)[1],
+                "this deviation divides by the number of seeds. With so few seeds it is "
+                "too small on average. What should it divide by?",
             ),
             (
-                reference(lines, one, other, lambda a: stdev(a) * len(a) ** 0.5)[1],
-                "the error of a mean is smaller than the deviation of a seed",
+                reference_difference(lines, one, other, lambda a: stdev(a) * len(a) ** 0.5)[1],
+                "this is the deviation of single seeds. The error of their mean is smaller",
             ),
             (
-                sum(reference(lines, p, p)[1] for p in (one, other)) / 2**0.5,
-                "errors do not add up: add their squares, and take the root",
+                sum(reference_difference(lines, p, p)[1] for p in (one, other)) / 2**0.5,
+                "independent errors do not add up. What does?",
             ),
         ):
-            is_it = isinstance(found[1], float) and abs(found[1] - wrong) < 1e-9
-            require(not is_it, f"{name}, error: {hint}")
+            is_this = isinstance(found[1], float) and abs(found[1] - wrong) < 1e-9
+            require(not is_this, f"{name}, error: {hint}")
         require_number(
             f"{name}, error",
             found[1],
             error,
-            "the squared error of a mean is stdev² / (number of seeds); the squares of "
-            "both means' errors are added, and then comes the root",
+            "start with the standard error of each mean. How do two independent errors combine?",
         )
         require(
             found[2] == (abs(gain) >= 3 * error),
-            f"{name}, effect: True if the gain, up or down, is at least three times its error",
+            f"{name}, effect: compare the size of the gain, up or down, with three times its error",
         )
     for name, model, answer in (("vit", "ViT", vit_gains), ("cnn", "CNN", cnn_gains)):
         require_answers(**{f"{name}_gains": answer})
         require(answer in (True, False), f"{name}_gains should be True or False")
-        gain, error = reference(stored, (model, 2400, lr), (model, 600, lr))
+        gain, error = reference_difference(stored, (model, 2400, lr), (model, 600, lr))
         require(
             answer == (abs(gain) >= 3 * error and gain > 0),
-            f"{name}_gains: what does your function say of 2,400 images against 600?",
+            f"{name}_gains: what does your function return for 2,400 images against 600?",
         )
-    right("The larger gain need not be the surer one: seeds differ.")
+    right("The larger gain is not always the surer one, because seeds differ.")
 
 
 def chance_of_an_effect(seeds: int, times: float = 3.0) -> float:
-    """Of two equal means: P(|difference| >= times · its error), for normal numbers.
+    """Return P(|difference| >= times · its standard error) for two points that are equal.
 
-    Student's t for 2 (seeds - 1) degrees of freedom, an even number: a finite sum.
+    The accuracies are normal. So the ratio has Student's t distribution with
+    2 (seeds - 1) degrees of freedom. This number is even, which makes it a finite sum.
     """
     freedom = 2 * (seeds - 1)
     cosine2 = freedom / (freedom + times**2)
@@ -161,7 +166,7 @@ def chance_of_an_effect(seeds: int, times: float = 3.0) -> float:
 
 
 def effects_by_luck(share_of_effects: Callable, at_least_one) -> None:
-    """13.3: how often luck alone makes an effect, for one and for 19 comparisons."""
+    """Exercise 13.3: how often chance alone makes an effect, in one and in 19 comparisons."""
     for seeds in (3, 5):
         share = result_of(share_of_effects, seeds)
         name = f"share_of_effects({seeds})"
@@ -170,32 +175,31 @@ def effects_by_luck(share_of_effects: Callable, at_least_one) -> None:
             f"{name} should be a number",
         )
         expected = chance_of_an_effect(seeds)
-        with_too_small_deviations = 3 * ((seeds - 1) / seeds) ** 0.5
         for wrong, hint in (
-            (expected / 2, "a loss counts as well as a gain: take the absolute value"),
+            (expected / 2, "an effect can also be a loss. Do you count both directions?"),
             (
-                chance_of_an_effect(seeds, with_too_small_deviations),
-                "the deviation that notebook 13 takes divides by one less than the number of seeds",
+                chance_of_an_effect(seeds, 3 * ((seeds - 1) / seeds) ** 0.5),
+                "your standard deviations are too small. What do they divide by?",
             ),
         ):
             require(abs(share - wrong) > min(0.004, expected / 4), f"{name}: {hint}")
         require(
             abs(share - expected) < min(0.008, expected / 2),
-            f"{name} is {share:.4f}, and with 20,000 pairs it should come out "
-            f"{'lower' if share > expected else 'higher'}: two times so many numbers "
-            "from one distribution, difference of means, three times its error",
+            f"{name} is {share:.4f}. With 20,000 pairs it should be "
+            f"{'lower' if share > expected else 'higher'}. Do both points draw from the "
+            "same distribution? Do you compare with three times the error of the difference?",
         )
     require_number(
         "at_least_one",
         at_least_one,
         1 - (1 - 0.04) ** 19,
-        "with which probability is none of the 19 an effect? Multiply; the rest is it",
+        "how likely is it that none of the 19 is an effect?",
     )
-    right("Hence: say how many comparisons you made, and do not count on a lone one.")
+    right("So report how many comparisons you made, and do not rely on a single effect.")
 
 
 def few_shot_probe(scores_of: Callable) -> None:
-    """13.4: the ridge probe by the normal equations."""
+    """Exercise 13.4: ridge regression by the normal equations."""
     generator = torch.Generator().manual_seed(13)
     for M, D, K, ridge in ((12, 7, 3, 1.0), (9, 20, 4, 2.5)):
         features = 3 + 2 * torch.randn(M, D, generator=generator).double()
@@ -217,20 +221,19 @@ def few_shot_probe(scores_of: Callable) -> None:
         for wrong, hint in (
             (
                 variant(x, own, Y),
-                "the new images are brought to scale with the mean and the deviation "
-                "of the features that were learnt from",
+                "which images' mean and deviation should standardize the new features?",
             ),
             (
                 variant(x, new_x, targets),
-                "the targets are 1 for the right class and -1 for the others",
+                "your targets are 1 and 0. Which targets does the exercise ask for?",
             ),
             (
                 variant(x, new_x, Y, offset=False),
-                "the mean of the targets is taken off first, and added to the scores",
+                "what does the exercise do with the mean of the targets?",
             ),
             (
                 variant(x, new_x, Y) - Y.mean(dim=0),
-                "the targets' mean has to be added to the scores again",
+                "you subtracted the mean of the targets. Do the scores get it back?",
             ),
         ):
             require(not is_close(found, wrong), hint)
@@ -238,7 +241,7 @@ def few_shot_probe(scores_of: Callable) -> None:
             f"the scores with {M} examples of {D} features",
             found,
             expected,
-            "W solves (XᵀX + λI) W = XᵀY, with a D × D identity; deviations are those "
-            "with correction=0",
+            "check each step: standardized features, with correction=0 in the deviations, "
+            "centered targets, then (XᵀX + λI) W = XᵀY",
         )
-    right("Two formulas, one W: take the one whose matrix is smaller, D × D or M × M.")
+    right("Two formulas give the same W. Use the one with the smaller matrix, D × D or M × M.")

@@ -1,4 +1,4 @@
-"""Checks of the exercises to notebook 01."""
+"""Checks for the exercises of notebook 01."""
 
 import re
 from collections.abc import Callable
@@ -6,78 +6,75 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from going_modular.checks import require, require_answers, require_number, result_of, right
-from going_modular.model_builder import ViT, ViTConfig, create_vit
-from going_modular.utils import count_parameters
-
-# No two of its sizes are the same, nor is any combination that is easy to mix up.
-OTHER = ViTConfig(
-    image_size=(48, 80),
-    patch_size=8,
-    in_channels=4,
-    embedding_dim=24,
-    num_layers=2,
-    num_heads=3,
-    mlp_dim=96,
-    num_classes=7,
+from going_modular.checks import (
+    SMALL,
+    require,
+    require_answers,
+    require_number,
+    result_of,
+    right,
+    small_images,
 )
+from going_modular.model_builder import MultiheadSelfAttentionBlock, ViT, ViTConfig, create_vit
+from going_modular.utils import count_parameters
 
 
 def sharper_images(tokens_large, tokens_huge) -> None:
-    """1.1: T of ViT-L/16 at 512 pixels and of ViT-H/14 at 518."""
+    """Exercise 1.1: the tokens of ViT-L/16 at 512 pixels and of ViT-H/14 at 518."""
     require_answers(tokens_large=tokens_large, tokens_huge=tokens_huge)
     for name, answer, size, P in (
         ("tokens_large", tokens_large, 512, 16),
         ("tokens_huge", tokens_huge, 518, 14),
     ):
         N = ViTConfig(image_size=size, patch_size=P).num_patches
-        require(answer != N, f"{name}: these are the patches; which token is missing?")
-        require_number(name, answer, N + 1, f"how often does {P} go into {size}? Square that")
-    right("Over five times as many as at 224 pixels; of the parameters only E_pos grows.")
+        require(answer != N, f"{name}: this counts the patches. Which token is missing?")
+        require_number(name, answer, N + 1, f"how many patches of {P} pixels fit along {size}?")
+    right("That is over five times as many as at 224 pixels. Only E_pos gets more parameters.")
 
 
 def another_journey(shapes) -> None:
-    """1.2: shapes in a model of other sizes, against the model itself."""
-    vit, c = ViT(OTHER).eval(), OTHER
-    images = torch.zeros(5, c.in_channels, *c.image_hw)
-    expected = {}
-    watched = {"patches × E": vit.patch_embedding, "z_0": vit.dropout}
-    watched |= {"z_L": vit.encoder[-1], "logits": vit.head}
-    for name, layer in watched.items():
-        layer.register_forward_hook(
-            lambda layer, given, result, name=name: expected.update({name: result})
-        )
-    vit.head.register_forward_hook(lambda _, given, result: expected.update(y=given[0]))
+    """Exercise 1.2: the shapes in a model of unusual sizes."""
+    vit, c = ViT(SMALL).eval(), SMALL
     with torch.inference_mode():
-        vit(images)
+        images = small_images()
+        z_0 = vit.embed(images)
+        z_L = vit.encoder(z_0)
+        y = vit.norm(z_L[:, 0])
+        expected = {
+            "patches × E": vit.patch_embedding(images),
+            "z_0": z_0,
+            "z_L": z_L,
+            "y": y,
+            "logits": vit.head(y),
+        }
     require_answers(**shapes)
     require(shapes.keys() == expected.keys(), f"give five shapes: {', '.join(expected)}")
-    for name, result in expected.items():
-        shape, answer = tuple(result.shape), shapes[name]
-        require(isinstance(answer, tuple), f"{name}: a shape is a tuple, as (2, 3)")
+    for name, tensor in expected.items():
+        shape, answer = tuple(tensor.shape), shapes[name]
+        require(isinstance(answer, tuple), f"{name}: a shape is a tuple, such as (2, 3)")
         require(
             len(answer) == len(shape),
-            f"{name}: is that one row for each image, or one for each of its tokens?",
+            f"{name}: is there one row for each image, or one for each of its tokens?",
         )
-        rows = answer[1] if len(answer) == 3 else None
+        tokens = answer[1] if len(answer) == 3 else None
         require(
-            rows not in [(side // c.patch_size) ** 2 for side in c.image_hw],
-            f"{name}: H and W differ, so the grid has fewer rows than columns",
+            tokens not in [(side // c.patch_size) ** 2 for side in c.image_hw],
+            f"{name}: the image is not square. How many rows and columns has its grid?",
         )
         require(
-            rows == shape[1] or rows not in (c.num_patches, c.num_patches + 1),
-            f"{name}: is the class token among the rows here?",
+            tokens == shape[1] or tokens not in (c.num_patches, c.num_patches + 1),
+            f"{name}: is the class token among the tokens here?",
         )
         require(
             answer == shape,
-            f"{name}: go through the table of letters: B images, then tokens if they "
-            "are still all there, then D, or at the end K",
+            f"{name}: go through the axes. B images come first. Are all tokens still "
+            "there? Is the last axis D or K?",
         )
-    right("Neither C nor h nor the size of the MLP is seen outside the layers.")
+    right("Outside the layers you see neither C nor h nor the MLP size.")
 
 
 def where_symbols_live(lives_in) -> None:
-    """1.3: symbols of the paper, by the names of our parameters."""
+    """Exercise 1.3: the parameters that hold the symbols of the paper."""
     require_answers(**lives_in)
     vit = create_vit("ViT-B/16", image_size=16, embedding_dim=12, num_layers=3)
     names = {id(parameter): name for name, parameter in vit.named_parameters()}
@@ -90,30 +87,30 @@ def where_symbols_live(lives_in) -> None:
         "LN of equation 3, layer 1": vit.encoder[0].mlp_norm.weight,
         "LN of equation 4": vit.norm.weight,
     }
-    require(lives_in.keys() == expected.keys(), f"it should have {', '.join(expected)}")
+    require(lives_in.keys() == expected.keys(), f"lives_in should have {', '.join(expected)}")
     for symbol, parameter in expected.items():
         answer, name = lives_in[symbol], names[id(parameter)]
         known = isinstance(answer, str) and answer in names.values()
-        require(known, f"{symbol}: {answer!r} is none of the names that were printed")
+        require(known, f"{symbol}: {answer!r} is not one of the printed names")
         require(
             not answer.endswith(".bias") or answer != name.replace("weight", "bias"),
-            f"{symbol}: the right layer, but its bias",
+            f"{symbol}: the layer is right, but this is its bias",
         )
         require(
             answer == name or re.sub(r"\d+", "", answer) != re.sub(r"\d+", "", name),
-            f"{symbol}: the right part of another layer. The paper counts layers from "
-            "1 to L; from where does Python count?",
+            f"{symbol}: this is the right part of the wrong layer. The paper counts layers "
+            "from 1 to L. Where does Python start?",
         )
         require(
             answer == name,
-            f"{symbol}: in which equation does it stand, and which class is that? "
-            "See the table in notebook 01, section 1.3",
+            f"{symbol}: which equation is it in, and which class is that? See the table in "
+            "notebook 01, section 1.3",
         )
-    right("With such a list one can load weights that somebody else has trained.")
+    right("With such a list you can load weights that someone else has trained.")
 
 
 def twelve_d_squared(encoder_parameters: Callable) -> None:
-    """1.4: parameters of L encoder blocks."""
+    """Exercise 1.4: the parameters of L encoder blocks."""
     for L, D in ((1, 6), (3, 10), (2, 64)):
         vit = ViT(
             ViTConfig(image_size=16, embedding_dim=D, num_layers=L, num_heads=2, mlp_dim=4 * D)
@@ -125,65 +122,62 @@ def twelve_d_squared(encoder_parameters: Callable) -> None:
         name = f"encoder_parameters({L}, {D})"
         for left_out, hint in (
             (sum(count_parameters(m) for m in norms), "the LayerNorms are missing"),
-            (len(norms) // 2 * 2 * D, "there are two LayerNorms in a block"),
+            (len(norms) // 2 * 2 * D, "how many LayerNorms are there in a block?"),
             (sum(m.bias.numel() for m in dense), "the biases are missing"),
             (
                 sum(p.numel() for p in vit.encoder.parameters() if p.ndim == 1),
-                "these are the matrices; biases and LayerNorms are missing",
+                "this counts the matrices. What else does a block hold?",
             ),
-            (
-                expected - expected // L if L > 1 else None,
-                "that is one block, and there are L of them",
-            ),
+            (expected - expected // L if L > 1 else None, "this is the count for one block"),
         ):
             require(left_out is None or answer != expected - left_out, f"{name}: {hint}")
         require_number(
             name,
             answer,
             expected,
-            "go through the list: how many rows and columns has each matrix, and how "
-            "long is the bias that goes with it?",
+            "go through the list. How many rows and columns has each matrix, and how long "
+            "is its bias?",
         )
-    right("Nearly 12 L D²: twice the width costs four times the parameters.")
+    right("This is nearly 12 L D²: twice the width means four times the parameters.")
 
 
 def one_pixel(changed_tokens: Callable) -> None:
-    """1.5: how far a change of one pixel has come after each block."""
-    T = OTHER.num_patches + 1
+    """Exercise 1.5: how far the change of one pixel spreads in each block."""
+    T = SMALL.num_patches + 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        vit = ViT(OTHER).eval()
-        deaf = ViT(OTHER).eval()  # its attention adds nothing
-        images = torch.randn(1, OTHER.in_channels, *OTHER.image_hw)
-    for block in deaf.encoder:
-        nn.init.zeros_(block.attention.projection.weight)
-    one, two = images.clone(), images.clone()
-    one[0, 1, 20, 33] += 5
-    two[0, 1, [20, 47], [33, 0]] += 5
-    for what, model, others, expected in (
-        ("one pixel changed", vit, one, [1, T, T]),
-        ("two pixels in two patches changed", vit, two, [2, T, T]),
-        ("nothing changed", vit, images, [0, 0, 0]),
-        ("one pixel changed, in a model without attention", deaf, one, [1, 1, 1]),
+        vit, without_attention = ViT(SMALL).eval(), ViT(SMALL).eval()
+    for module in without_attention.modules():
+        if isinstance(module, MultiheadSelfAttentionBlock):
+            nn.init.zeros_(module.projection.weight)
+    image = small_images()[:1]
+    one_changed, two_changed = image.clone(), image.clone()
+    one_changed[0, 1, 20, 33] += 5
+    two_changed[0, 1, [20, 47], [33, 0]] += 5  # in two patches
+    for case, model, other, expected in (
+        ("one pixel changed", vit, one_changed, [1, T, T]),
+        ("two pixels in two patches changed", vit, two_changed, [2, T, T]),
+        ("nothing changed", vit, image, [0, 0, 0]),
+        ("one pixel changed, no attention", without_attention, one_changed, [1, 1, 1]),
     ):
-        answer = result_of(changed_tokens, model, images, others)
+        answer = result_of(changed_tokens, model, image, other)
         require(isinstance(answer, list), "it should return a list of whole numbers")
         require(
             len(answer) == len(expected),
-            f"with {what}: there should be one number for equation 1 and one for each "
-            f"block, and there are {len(answer)} in all for {OTHER.num_layers} blocks",
+            f"{case}: return one number for equation 1 and one for each block. For "
+            f"{SMALL.num_layers} blocks there are {len(answer)} numbers",
         )
         require(
             all(n <= T for n in answer),
-            f"with {what}: more than there are tokens. A token has changed if any of "
-            "its D numbers has; count it once",
+            f"{case}: there are fewer tokens than that. Does a token count once for each "
+            "changed number?",
         )
         require(
             answer == expected,
-            f"with {what}: these are not the tokens that changed. Compare what "
-            "`vit.dropout` and each block of `vit.encoder` return for the two images",
+            f"{case}: these are not the numbers of changed tokens. Compare the outputs of "
+            "`vit.dropout` and of each block of `vit.encoder` for the two images",
         )
     right(
-        "Attention is global (Section 3.1): one block, and each token has heard of the "
-        "pixel. A 3 × 3 convolution carries it one pixel further at a time."
+        "Attention is global (Section 3.1): after one block the pixel has reached every "
+        "token. A 3 × 3 convolution carries it only one pixel further."
     )

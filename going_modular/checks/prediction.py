@@ -1,4 +1,4 @@
-"""Checks of the exercises to notebook 10."""
+"""Checks for the exercises of notebook 10."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ from going_modular.images.transforms import evaluation_transform
 
 
 def what_is_seen(seen, stretched) -> None:
-    """10.1: what ViT-B/16's transform keeps of a photo, and what squeezing does."""
+    """Exercise 10.1: what ViT-B/16's transform keeps of a photo, and what squeezing does."""
     width, height = 600, 400
     transform = evaluation_transform(224)
     (crop,), (resized,) = transform.crop_size, transform.resize_size
@@ -50,7 +50,7 @@ def what_is_seen(seen, stretched) -> None:
 
 
 def transparency(lay_on: Callable) -> None:
-    """10.2: pictures with transparency on a background of any colour."""
+    """Exercise 10.2: pictures with transparency on a background of any colour."""
     generator = torch.Generator().manual_seed(10)
     for H, W in ((5, 7), (3, 2)):
         picture = torch.rand(4, H, W, generator=generator)
@@ -78,7 +78,7 @@ def transparency(lay_on: Callable) -> None:
 
 
 def temperature(with_temperature: Callable, best_temperature: Callable) -> None:
-    """10.3: softer probabilities, and the temperature that fits best."""
+    """Exercise 10.3: softer probabilities, and the temperature that fits best."""
     generator = torch.Generator().manual_seed(10)
     logits = 5 * torch.randn(7, 4, generator=generator)
     for T in (2.5, 0.4):
@@ -124,7 +124,7 @@ def temperature(with_temperature: Callable, best_temperature: Callable) -> None:
 
 
 def most_wrong(most_wrong: Callable) -> None:
-    """10.4: the images that a classifier is most surely wrong about."""
+    """Exercise 10.4: the images that a classifier is most surely wrong about."""
     generator = torch.Generator().manual_seed(10)
     for images, K, strength in ((40, 3, 1.5), (30, 4, 0.5), (25, 3, 40.0)):
         labels = torch.randint(K, (images,), generator=generator)

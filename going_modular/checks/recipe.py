@@ -1,4 +1,4 @@
-"""Checks of the exercises to notebook 11."""
+"""Checks for the exercises of notebook 11."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ from going_modular.training.recipes import Recipe, learning_rates
 
 
 def four_names(pretraining, warmup, decay, clipping) -> None:
-    """11.1: which statement is about which part of a recipe."""
+    """Exercise 11.1: which statement is about which part of a recipe."""
     given = {"pretraining": pretraining, "warmup": warmup, "decay": decay, "clipping": clipping}
     require_answers(**given)
     about = {
@@ -46,7 +46,7 @@ def four_names(pretraining, warmup, decay, clipping) -> None:
 
 
 def course_of_the_rate(linear_rate, cosine_rate, learning_rate: Callable) -> None:
-    """11.2: two rates by hand, and a cosine that ends above 0."""
+    """Exercise 11.2: two rates by hand, and a cosine that ends above 0."""
     steps, warmup, t = 100, 10, 40  # a thousandth of each: the same shares
     for name, rate in (("linear", linear_rate), ("cosine", cosine_rate)):
         recipe = Recipe(epochs=1, lr=1e-3, schedule=name, warmup_steps=warmup)
@@ -88,7 +88,7 @@ def course_of_the_rate(linear_rate, cosine_rate, learning_rate: Callable) -> Non
 
 
 def clipping_by_hand(clipped: Callable) -> None:
-    """11.3: shorten the gradient of all parameters together."""
+    """Exercise 11.3: shorten the gradient of all parameters together."""
     generator = torch.Generator().manual_seed(11)
     shapes = ((4, 3), (5,), (2, 1, 3))
     for size, limit in ((3.0, 1.0), (3.0, 2.5), (0.01, 1.0)):
@@ -133,7 +133,7 @@ def clipping_by_hand(clipped: Callable) -> None:
 
 
 def shares_of_labels(smoothed: Callable, loss_of: Callable) -> None:
-    """11.4: label smoothing, and the cross-entropy to shares."""
+    """Exercise 11.4: label smoothing, and the cross-entropy to shares."""
     generator = torch.Generator().manual_seed(11)
     for K, amount in ((4, 0.2), (3, 0.0)):
         labels = torch.randint(K, (6,), generator=generator)
@@ -186,7 +186,7 @@ def shares_of_labels(smoothed: Callable, loss_of: Callable) -> None:
 
 
 def same_gradient(accumulated_gradient: Callable) -> None:
-    """11.5: the gradient of a large batch, from small parts."""
+    """Exercise 11.5: the gradient of a large batch, from small parts."""
     generator = torch.Generator().manual_seed(11)
     model = nn.Linear(5, 3)
     seen = []

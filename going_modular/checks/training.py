@@ -1,4 +1,4 @@
-"""Checks of the exercises to notebook 08."""
+"""Checks for the exercises of notebook 08."""
 
 import math
 from collections.abc import Callable
@@ -25,7 +25,7 @@ RUNS = {"small batches": (30, 10), "large batches": (90, 10), "large batches for
 
 
 def steps_by_hand(steps_of_32, steps_of_90, epochs_of_90, paper_steps) -> None:
-    """8.1: how many steps are taken in an epoch, and in all."""
+    """Exercise 8.1: how many steps are taken in an epoch, and in all."""
     answers = {
         "steps_of_32": (steps_of_32, 180, 32, 10),
         "steps_of_90": (steps_of_90, 180, 90, 10),
@@ -55,7 +55,7 @@ def steps_by_hand(steps_of_32, steps_of_90, epochs_of_90, paper_steps) -> None:
 
 
 def loop_by_hand(training_losses: Callable) -> None:
-    """8.2: a training loop."""
+    """Exercise 8.2: a training loop."""
     data, labels = noise(11, 6), torch.arange(11) % 4
 
     def losses_by(loop) -> list[float]:
@@ -153,7 +153,7 @@ def fresh_vit() -> ViT:
 
 
 def larger_batches(last_loss, learns_least) -> None:
-    """8.3: larger batches, and longer training, measured."""
+    """Exercise 8.3: larger batches, and longer training, measured."""
     require_answers(last_loss=last_loss, learns_least=learns_least)
     require(
         isinstance(last_loss, dict) and set(last_loss) == set(RUNS),
@@ -172,7 +172,7 @@ def larger_batches(last_loss, learns_least) -> None:
             losses[-1],
             "does each run start with a fresh ViT and an optimizer for it? Its loss in "
             "the last step is asked for",
-            share=0.1,
+            rel_tol=0.1,
         )
     require(learns_least in RUNS, "learns_least should be one of the three names")
     require(
@@ -196,7 +196,7 @@ def one_step(optimizer_class, w: torch.Tensor, gradients, lr, decay) -> torch.Te
 
 
 def decay_apart(after_adam, after_adamw, adamw_step: Callable) -> None:
-    """8.4: AdamW's step, and where Adam with L2 goes instead."""
+    """Exercise 8.4: AdamW's step, and where Adam with L2 goes instead."""
     w, gradients = torch.tensor([2.0]), [torch.tensor([-0.1])]
     for name, answer, optimizer_class, hint in (
         (
@@ -214,7 +214,7 @@ def decay_apart(after_adam, after_adamw, adamw_step: Callable) -> None:
         ),
     ):
         expected = one_step(optimizer_class, w, gradients, 0.1, 0.2).item()
-        require_number(name, answer, expected, hint, share=1e-4)
+        require_number(name, answer, expected, hint, rel_tol=1e-4)
 
     w, lr, decay = noise(5), 0.01, 3.0
     gradients = list(0.1 + noise(4, 5))
@@ -265,7 +265,7 @@ def decay_apart(after_adam, after_adamw, adamw_step: Callable) -> None:
 
 
 def what_a_matrix_tells(recall: Callable, collapsed: Callable) -> None:
-    """8.5: recall of each class, and whether a model gives one answer only."""
+    """Exercise 8.5: recall of each class, and whether a model gives one answer only."""
     counts = torch.tensor([[14, 1, 5], [0, 9, 3], [2, 4, 6]])
     found = result_of(recall, counts)
     right_ones = counts.diagonal()

@@ -1,4 +1,4 @@
-"""Checks of the exercises to notebook 09."""
+"""Checks for the exercises of notebook 09."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +23,7 @@ from going_modular.vit.positions import interpolate_pos_embedding
 
 
 def parameters_to_train(head_numbers, with_norm) -> None:
-    """9.1: the head of ViT-L/16 for Food-101, alone and with the last LayerNorm."""
+    """Exercise 9.1: the head of ViT-L/16 for Food-101, alone and with the last LayerNorm."""
     with torch.device("meta"):
         vit = create_vit("ViT-L/16", num_classes=101)
     head = count_parameters(vit.head)
@@ -47,7 +47,7 @@ def parameters_to_train(head_numbers, with_norm) -> None:
 
 
 def images_for_a_difference(images_needed: Callable) -> None:
-    """9.2: how many test images show a difference of two accuracies."""
+    """Exercise 9.2: how many test images show a difference of two accuracies."""
     for accuracy, difference, errors in ((0.93, 0.02, 2), (0.6, 0.05, 3), (0.8, 0.1, 1)):
         expected = 2 * accuracy * (1 - accuracy) * (errors / difference) ** 2
         name = f"images_needed({accuracy}, {difference}, {errors})"
@@ -68,7 +68,7 @@ def images_for_a_difference(images_needed: Callable) -> None:
 
 
 def without_a_leak(honest_accuracy: Callable) -> None:
-    """9.3: nothing of the test images has a part in choosing features."""
+    """Exercise 9.3: nothing of the test images has a part in choosing features."""
     generator = torch.Generator().manual_seed(9)
     on_noise = []
     for draw in range(20):
@@ -100,7 +100,7 @@ def without_a_leak(honest_accuracy: Callable) -> None:
 
 
 def another_resolution(tokens, position_numbers, at_resolution: Callable) -> None:
-    """9.4: a ViT's weights at another resolution, positions interpolated."""
+    """Exercise 9.4: a ViT's weights at another resolution, positions interpolated."""
     c = vit_of(load_pretrained_backbone("drawn_dishes")[0]).config
     N = (168 // c.patch_size) ** 2
     require_answers(tokens=tokens)
@@ -184,7 +184,7 @@ def drawn_features() -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def twice_the_data(missing, features, labels, guesses, accuracy) -> None:
-    """9.5: a head on 450 drawn images, 150 of each class."""
+    """Exercise 9.5: a head on 450 drawn images, 150 of each class."""
     (old, old_labels), (test_features, test_labels) = drawn_features()
     require_answers(missing=missing)
     names = ("pizza", "steak", "sushi")
