@@ -258,6 +258,7 @@ def test_outputs_that_cannot_be_written_are_one_error(photo, weights, tmp_path, 
         plt.close("all")
 
 
+@pytest.mark.filterwarnings("ignore:Glyph .* missing")  # the figure has boxes instead
 def test_a_console_that_cannot_print_a_name_shows_question_marks(photo, tmp_path, monkeypatch):
     names = ["寿司", "b", "c", "d", "e"]
     path = write_vit(tiny_vit(), tmp_path / "vit.safetensors", class_names=names)
