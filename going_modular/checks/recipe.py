@@ -41,7 +41,10 @@ def four_names(pretraining, warmup, decay, clipping) -> None:
             f"{name}: statement {letter} is about something else. Does {name} change "
             "images, weights, the gradient or the length of the steps? And when?",
         )
-    right("Only pretraining helps against overfitting. The other three make training stable.")
+    right(
+        "Warm-up, decay and clipping help optimization, not against overfitting. "
+        "Pretraining helps because it adds images."
+    )
 
 
 def course_of_the_rate(linear_rate, cosine_rate, learning_rate: Callable) -> None:
@@ -219,6 +222,6 @@ def same_gradient(accumulated_gradient: Callable) -> None:
             f"the gradient of {images} images in parts of {size}",
             found,
             expected,
-            "which weight makes the mean losses of the parts add up to the mean loss of all images?",
+            "how should each part count, so that the sum is the mean loss of all images?",
         )
     right("This way the paper's batch of 4096 images fits on a laptop. It only takes longer.")
