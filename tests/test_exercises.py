@@ -6,11 +6,20 @@ import re
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from going_modular.checks import NotYet, is_close, require_number, require_tensor, result_of
+from going_modular.checks import (
+    NotYet,
+    getting_setup,
+    is_close,
+    patch_embedding,
+    require_number,
+    require_tensor,
+    result_of,
+)
 from going_modular.publishing import notebooks
 
 EXERCISES = notebooks.EXERCISES
@@ -221,6 +230,21 @@ def test_a_tensor_that_is_wrong_gets_a_hint():
         with pytest.raises(NotYet, match=hint):
             require_tensor("answer", answer, expected, "more")
     require_tensor("answer", expected + 1e-7, expected, "more")
+
+
+def test_a_split_that_draws_from_numpys_shared_generator_is_rejected():
+    def split(num_images, num_held_out, seed):
+        order = np.random.default_rng(seed).permutation(num_images).tolist()
+        np.random.rand()  # one number: it moves the generator but keeps its keys
+        return order[num_held_out:], order[:num_held_out]
+
+    with pytest.raises(NotYet, match="changes the random numbers"):
+        getting_setup.a_generator_of_its_own(split)
+
+
+def test_a_linear_layer_of_the_wrong_size_gets_a_hint():
+    with pytest.raises(NotYet, match="an nn.Linear from P²C numbers to D, here from 48 to 10"):
+        patch_embedding.pixel_by_pixel(lambda conv: nn.Linear(conv.weight[0].numel(), 9))
 
 
 def test_an_error_in_an_answer_comes_through():

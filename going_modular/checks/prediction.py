@@ -147,28 +147,28 @@ def most_wrong(most_wrong: Callable) -> None:
                 len(found) == 0 or not found.is_floating_point(),
                 "most_wrong should return the numbers of images, which are whole numbers",
             )
-            given, expected = found.tolist(), wrong[order][:count].tolist()
-            if given == expected:
+            answer, expected = found.tolist(), wrong[order][:count].tolist()
+            if answer == expected:
                 continue
             require(
-                not set(given) <= set(range(len(wrong))) or given != order[:count].tolist(),
+                not set(answer) <= set(range(len(wrong))) or answer != order[:count].tolist(),
                 "these are places in the list of wrong images. Which images are they?",
             )
             require(
-                set(given) <= set(wrong.tolist()), "the model is right about some of these images"
+                set(answer) <= set(wrong.tolist()), "the model is right about some of these images"
             )
             require(
-                len(given) == len(expected),
-                f"{len(wrong)} guesses are wrong, and count is {count}. You return {len(given)} "
+                len(answer) == len(expected),
+                f"{len(wrong)} guesses are wrong, and count is {count}. You return {len(answer)} "
                 "images. How many should it be?",
             )
             require(
-                given != wrong[order.flip(0)][:count].tolist(),
+                answer != wrong[order.flip(0)][:count].tolist(),
                 "is the largest probability first or last?",
             )
             by_logit = logits.max(dim=1).values[wrong].argsort(descending=True)
             require(
-                given != wrong[by_logit][:count].tolist(),
+                answer != wrong[by_logit][:count].tolist(),
                 "your images are sorted by their logits. What says how sure the model is?",
             )
             require(False, "the images are right, but how are they sorted?")
