@@ -9,7 +9,6 @@ N patches, D embedding, h heads, L layers, K classes. With the class token, a
 sequence has N+1 tokens.
 """
 
-import math
 from dataclasses import replace
 
 import torch
@@ -24,16 +23,8 @@ from going_modular.vit.config import (
     check_divisible,
     check_size,
 )
+from going_modular.vit.initialization import init_lecun_normal_
 from going_modular.vit.positions import init_pos_embedding, interpolate_pos_embedding, join_axes
-
-
-def init_lecun_normal_(layer: nn.Linear | nn.Conv2d) -> None:
-    """JAX's default: truncated normal weights of variance 1 / fan-in, biases of 0."""
-    # A standard normal distribution that is cut off at ±2 has this standard deviation.
-    std = math.sqrt(1 / layer.weight[0].numel()) / 0.87962566103423978
-    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
 
 
 class PatchEmbedding(nn.Module):
@@ -196,8 +187,7 @@ class ViT(nn.Module):
             of the map becomes a token.
 
     Raises:
-        ValueError: in `forward`, if the images or the stem's features have other sizes
-            than `config`.
+        ValueError: in `forward`, if the images or the stem's features do not fit `config`.
     """
 
     def __init__(self, config: ViTConfig, stem: nn.Module | None = None):
@@ -278,11 +268,10 @@ class ViT(nn.Module):
 def create_vit(name: str, **overrides) -> ViT:
     """A ViT of a published size, e.g. `create_vit("ViT-B/16", num_classes=3)`.
 
-    `overrides` are fields of `ViTConfig`.
+    `overrides` are fields of `ViTConfig`; anything else is a `TypeError`.
 
     Raises:
         ValueError: if the name is not in `VIT_CONFIGS`, or the sizes clash.
-        TypeError: if an override is not a field of `ViTConfig`.
     """
     if name not in VIT_CONFIGS:
         raise ValueError(f"no ViT called {name!r}: choose from {', '.join(VIT_CONFIGS)}")

@@ -131,6 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     path = options.output or Path(f"{options.photo.stem}_prediction.png")
+    if not path.suffix:
+        path = path.with_suffix(".png")  # as matplotlib will call it
     if isinstance(sys.stdout, TextIOWrapper):  # "?" for characters that it cannot print
         sys.stdout.reconfigure(errors="replace")
     try:
@@ -138,7 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         image = load_image(options.photo.absolute())
         model, _, transform, class_names, _ = read_classifier(options.weights.absolute())
         prediction = predict_image(model, image, class_names, transform, get_device())
-        plot_prediction(image, prediction).savefig(path)
+        figure = plot_prediction(image, prediction)
+        figure.savefig(path)
+        plt.close(figure)
     except (OSError, ValueError, MemoryError) as error:
         parser.error(str(error))
     print(prediction.label)

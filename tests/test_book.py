@@ -45,7 +45,7 @@ def pages_of(book):
 
 
 class Page(HTMLParser):
-    """What a page links to and what it can be linked at."""
+    """The links, anchors and pictures of a page."""
 
     def __init__(self, text):
         super().__init__()
@@ -96,7 +96,7 @@ def test_every_picture_has_an_alternative_text(book):
 
 @pytest.fixture
 def page(chromium, site):
-    """A page as wide as a phone, without other hosts; collects what goes wrong."""
+    """A page as wide as a phone that cannot reach other hosts; it collects errors."""
     context = chromium.new_context(viewport={"width": 390, "height": 844})
     page, wrong = context.new_page(), []
     page.wrong = wrong
@@ -140,7 +140,7 @@ def test_every_page_is_whole_on_a_phone_without_other_hosts(page, site, book):
         assert seen["width"] <= 390, (name, seen)
         assert seen["broken"] == [] and seen["plain"] == seen["errors"] == 0, (name, seen)
         equations += seen["equations"]
-    assert equations > 50  # so the check above looks at what there is
+    assert equations > 50  # the check above has found them
 
 
 def test_the_search_finds(page, site):

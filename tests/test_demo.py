@@ -1,3 +1,5 @@
+"""The demo: its functions, its errors, and the page in a browser."""
+
 import io
 import re
 import socket
@@ -15,7 +17,7 @@ from tiny_vit import tiny_vit
 
 from going_modular import data_setup, engine
 from going_modular.drawings.synthetic_food import draw
-from going_modular.images.transforms import evaluation_transform
+from going_modular.images.transforms import HALF, IMAGENET, denormalize, evaluation_transform
 from going_modular.predictions import predict_image
 from going_modular.vit.files import write_vit
 from going_modular.vit.inspect import attention_maps, attention_rollout, class_attention
@@ -29,7 +31,7 @@ pytestmark = pytest.mark.slow
 # Pictures and pure functions
 
 
-def test_attention_is_that_of_the_layer_and_head_asked_for():
+def test_attention_is_that_of_the_chosen_layer_and_head():
     maps = torch.rand(3, 2, 5, 5, generator=torch.Generator().manual_seed(0))
     of_head = demo.attention_of(maps, (2, 2), layer=3, head=2)
     assert torch.equal(of_head, maps[2, 1, 0, 1:].view(2, 2))
@@ -39,30 +41,30 @@ def test_attention_is_that_of_the_layer_and_head_asked_for():
     assert torch.equal(demo.attention_of(maps, (2, 2), layer=0, head=0), rollout)
 
 
-def test_overlay_keeps_colours_where_attention_is_and_shows_the_rest_in_grey():
-    seen = np.random.default_rng(0).random((40, 40, 3))
+def test_overlay_keeps_colors_where_attention_is_and_shows_the_rest_in_grey():
+    image = np.random.default_rng(0).random((40, 40, 3))
     attention = torch.tensor([[0.0, 0.0], [0.0, 0.2]])
-    drawn = demo.overlay(seen, attention)
+    drawn = demo.overlay(image, attention)
     lit, unlit = (slice(30, 40),) * 2, (slice(0, 10),) * 2
-    assert np.array_equal(drawn[lit], (255 * seen[lit]).round())
-    grey = (255 * 0.4 * seen[unlit].mean(axis=2, keepdims=True)).round()
+    assert np.array_equal(drawn[lit], (255 * image[lit]).round())
+    grey = (255 * 0.4 * image[unlit].mean(axis=2, keepdims=True)).round()
     assert np.array_equal(drawn[unlit], grey.repeat(3, axis=2))
     assert np.array_equal(
-        demo.overlay(seen, torch.ones(2, 2)), (255 * seen).round().astype(np.uint8)
+        demo.overlay(image, torch.ones(2, 2)), (255 * image).round().astype(np.uint8)
     )
 
 
 def test_patches_are_the_images_own_with_clear_gaps_between_them(monkeypatch):
     monkeypatch.setattr(demo, "SHARP", 120)
-    seen = np.random.default_rng(0).random((60, 60, 3))
-    apart = demo.separate_patches(seen, (2, 3))  # patches of 60 × 40, each pixel doubled
-    assert apart.shape == (2 * 60 + 6, 3 * 40 + 2 * 6, 4)
-    colours = (255 * seen).round()
-    patch = apart[66:, 46:86]  # row 1, column 1
+    image = np.random.default_rng(0).random((60, 60, 3))
+    patches = demo.separate_patches(image, (2, 3))  # patches of 60 × 40, each pixel doubled
+    assert patches.shape == (2 * 60 + 6, 3 * 40 + 2 * 6, 4)
+    colors = (255 * image).round()
+    patch = patches[66:, 46:86]  # row 1, column 1
     assert (patch[..., 3] == 255).all()
-    assert np.array_equal(patch[::2, ::2, :3], colours[30:, 20:40])
-    assert np.array_equal(patch[1::2, 1::2, :3], colours[30:, 20:40])
-    assert (apart[60:66, :, 3] == 0).all() and (apart[:, 40:46, 3] == 0).all()
+    assert np.array_equal(patch[::2, ::2, :3], colors[30:, 20:40])
+    assert np.array_equal(patch[1::2, 1::2, :3], colors[30:, 20:40])
+    assert (patches[60:66, :, 3] == 0).all() and (patches[:, 40:46, 3] == 0).all()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "CMYK", "I;16"])
@@ -76,13 +78,13 @@ def test_every_kind_of_picture_is_read(mode, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(31, 100), (100, 31), (32, 321), (500, 40)])
-def test_pictures_that_are_too_small_or_narrow_are_refused_by_their_size(size, tmp_path):
+def test_small_or_narrow_pictures_are_refused_with_their_size(size, tmp_path):
     Image.new("RGB", size).save(tmp_path / "picture.png")
     with pytest.raises(ValueError, match=f"{size[0]} × {size[1]} pixels"):
         demo.read_picture(tmp_path / "picture.png")
 
 
-def test_what_is_no_picture_is_refused_without_naming_paths(tmp_path):
+def test_a_file_that_is_no_picture_is_refused_without_naming_paths(tmp_path):
     good = io.BytesIO()
     draw("pizza", np.random.default_rng(0), 64).save(good, "JPEG")
     for content in (b"", b"\xff\xd8\xff no picture", good.getvalue()[:700]):
@@ -95,17 +97,29 @@ def test_what_is_no_picture_is_refused_without_naming_paths(tmp_path):
 # A classifier from a file
 
 
-def test_a_trained_classifier_can_be_tried(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("size", "grid", "sharp"),
+    [
+        ((32, 32), (4, 4), (560, 560)),
+        ((24, 40), (3, 5), (336, 560)),
+        ((64, 16), (8, 2), (560, 140)),
+    ],
+)
+@pytest.mark.parametrize("normalization", [IMAGENET, HALF])
+def test_a_trained_classifier_can_be_tried(size, grid, sharp, normalization, tmp_path, monkeypatch):
+    """Whatever its height and width, and the colors that it was trained with."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     names = ["a", "b", "c", "d", "e"]
-    vit = tiny_vit(pool="mean")
-    path = write_vit(vit, tmp_path / "vit.safetensors", class_names=names)
+    vit = tiny_vit(pool="mean", image_size=size)
+    path = tmp_path / "vit.safetensors"
+    write_vit(vit, path, class_names=names, normalization=normalization)
     page = demo.build_page(demo.read_classifier(path))
     blocks = page.blocks.values()
     texts = [b.value or "" for b in blocks if isinstance(b, gr.Markdown)]
     assert "vit.safetensors" in texts[0] and "a, b, c, d, e" in texts[0]
     assert any("average token" in text for text in texts)
-    assert any("32 × 32 pixels, cut into 4 × 4" in text for text in texts)
+    shape = "{} × {} pixels, cut into {} × {}".format(*size, *grid)
+    assert any(shape in text for text in texts)
 
     picture = draw("sushi", np.random.default_rng(0), 100)
     picture.save(tmp_path / "sushi.png")
@@ -114,15 +128,19 @@ def test_a_trained_classifier_can_be_tried(tmp_path, monkeypatch):
         component.elem_id: answer
         for component, answer in show(tmp_path / "sushi.png", 2, 3).items()
     }
-    transform = evaluation_transform(32)
+    transform = evaluation_transform(size, *normalization)
     expected = predict_image(vit, picture, names, transform, demo.DEVICE)
     assert answers["probabilities"] == expected.probabilities
     maps = attention_maps(vit, transform(picture)[None].to(demo.DEVICE))[0].cpu()
-    seen = class_attention(maps[1, 2], (4, 4))
-    assert np.array_equal(answers["attention"], demo.overlay(square(picture), seen))
+    seen = class_attention(maps[1, 2], grid)
+    view = denormalize(evaluation_transform(sharp, *normalization)(picture), *normalization)
+    assert np.array_equal(answers["attention"], demo.overlay(view, seen))
+    assert answers["attention"].shape == (*sharp, 3)
+    patches = answers["patches"]
+    assert patches.shape[0] / patches.shape[1] == pytest.approx(size[0] / size[1], rel=0.05)
 
 
-def test_bad_weights_are_told_in_one_line(tmp_path, capsys):
+def test_bad_weights_are_an_error_of_one_line(tmp_path, capsys):
     write_vit(tiny_vit(), tmp_path / "nameless.safetensors")
     for name, message in {
         "nameless.safetensors": "does not name its classes",
@@ -134,7 +152,7 @@ def test_bad_weights_are_told_in_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("port", ["taken", 99999])
-def test_a_port_that_cannot_be_had_is_told_in_one_line(port, tmp_path, capsys):
+def test_a_port_that_cannot_be_opened_is_an_error_of_one_line(port, tmp_path, capsys):
     path = write_vit(tiny_vit(), tmp_path / "vit.safetensors", class_names=["a"] * 5)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -169,11 +187,11 @@ def test_no_uploaded_photo_is_left_when_the_server_has_stopped(tmp_path, monkeyp
 
 @pytest.fixture(scope="module")
 def served(chromium):
-    """The running demo: its port, its classifier, and whom this process has called."""
+    """The running demo: its port, its classifier, and the hosts that it has called."""
     called, classifiers, listening = set(), [], True
 
     def listen(event, arguments):
-        if not listening:  # a hook cannot be taken away
+        if not listening:  # Python cannot remove a hook
             return
         if event == "socket.getaddrinfo":
             called.add(arguments[0])
@@ -208,7 +226,7 @@ def served(chromium):
 
 @pytest.fixture
 def complaints():
-    """What was wrong in the chromium: errors, and requests to other hosts."""
+    """What went wrong in the browser: errors, and requests to other hosts."""
     found = []
     yield found
     assert not found
@@ -216,7 +234,7 @@ def complaints():
 
 @pytest.fixture
 def open_page(served, chromium, complaints):
-    """Opens the demo; other hosts cannot be reached, and asking them is an error."""
+    """A function that opens the demo. The page cannot reach other hosts and must not try."""
     contexts = []
     home = f"http://127.0.0.1:{served.port}/"
 
@@ -257,7 +275,7 @@ def save(picture, path):
 
 
 def probabilities_on(page):
-    """As printed, by class."""
+    """The probabilities as printed, by class."""
     page.wait_for_selector("#probabilities .confidence-set")
     names, numbers = (
         page.locator(f"#probabilities .{part}").all_inner_texts() for part in ("text", "confidence")
@@ -272,7 +290,7 @@ def predicted(served, picture):
 
 
 def image_on(page, name, before=None):
-    """(source, pixels) of a picture, once it is another one than `before`."""
+    """(source, pixels) of a picture, as soon as its source is not `before`."""
     page.wait_for_function(
         "([name, before]) => {"
         " const image = document.querySelector(`#${name} img`);"
@@ -285,13 +303,13 @@ def image_on(page, name, before=None):
 
 
 def square(picture):
-    """The part of the picture that the model sees, as the page draws it."""
+    """The square of the picture that the page draws."""
     image = evaluation_transform(demo.SHARP)(picture)
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
     return (image.movedim(0, -1) * std + mean).clamp(0, 1).numpy()
 
 
-def test_an_uploaded_picture_is_told_lit_and_cut(served, open_page, tmp_path):
+def test_an_uploaded_picture_is_classified_lit_and_cut(served, open_page, tmp_path):
     picture = draw("steak", np.random.default_rng(5), size=(400, 300))
     page = open_page()
     assert not page.locator("#probabilities").is_visible()
@@ -366,7 +384,7 @@ def test_a_bad_file_is_explained_and_the_page_goes_on(served, open_page, tmp_pat
     upload(page, save(picture.convert("CMYK"), tmp_path / "print.tif"))
     assert probabilities_on(page) == predicted(served, picture)
     playwright.expect(message).to_have_text("")
-    # No chromium draws this file: what is shown is a copy
+    # Browsers cannot show this file, so the page shows a copy
     _, copy = image_on(page, "photo")
     assert np.array_equal(copy, np.asarray(picture))
 
@@ -382,7 +400,7 @@ def test_a_file_that_is_too_large_is_refused(open_page, complaints, tmp_path):
     playwright.expect(error).to_be_visible()
     assert not page.locator("#probabilities").is_visible()
     page.wait_for_timeout(500)
-    complaints.clear()  # Gradio's own, about the upload that it has refused
+    complaints.clear()  # Gradio complains about the upload that it refused
 
 
 @pytest.mark.parametrize("color_scheme", ["light", "dark"])
@@ -399,7 +417,7 @@ def test_nothing_is_wider_than_a_phone(open_page, color_scheme):
     assert page.evaluate(too_wide) == []
 
 
-def test_the_chromium_is_told_to_ask_no_other_host(open_page, complaints):
+def test_the_browser_is_told_to_ask_no_other_host(open_page, complaints):
     blocked = open_page().evaluate(
         """() => new Promise(done => {
             document.addEventListener('securitypolicyviolation',

@@ -20,25 +20,25 @@ def shown_by(axis):
     return np.asarray(axis.images[0].get_array())
 
 
-def normalised(colors):
+def normalized(colors):
     mean, std = (torch.tensor(t).view(3, 1, 1) for t in (IMAGENET_MEAN, IMAGENET_STD))
     return (colors - mean) / std
 
 
-def test_images_are_drawn_in_the_colours_they_had():
+def test_images_are_drawn_in_their_own_colors():
     colors = torch.rand(2, 3, 4, 6)
-    seen = transforms.denormalize(normalised(colors))
+    seen = transforms.denormalize(normalized(colors))
     np.testing.assert_allclose(seen, colors.permute(0, 2, 3, 1), atol=1e-6)
     seen = transforms.denormalize((colors - 0.5) / 0.5, mean=[0.5] * 3, std=[0.5] * 3)
     np.testing.assert_allclose(seen, colors.permute(0, 2, 3, 1), atol=1e-6)
 
 
 def test_attention_is_light():
-    """The largest of each image keeps its colour, whatever its number; 0 is black."""
+    """The patch with the most attention in an image keeps its color; 0 is black."""
     colors = torch.rand(2, 3, 8, 12)
     attention = torch.zeros(2, 2, 3)
     attention[0, 0, 0], attention[1] = 0.02, 0.3
-    figure = plots.plot_attention(normalised(colors), attention, ["one", "two"])
+    figure = plots.plot_attention(normalized(colors), attention, ["one", "two"])
     top, bottom = np.array(figure.axes).reshape(2, 2)
     for axis, image in zip(top, colors, strict=True):
         np.testing.assert_allclose(shown_by(axis), image.permute(1, 2, 0), atol=1e-6)
@@ -73,7 +73,7 @@ def test_a_dot_for_each_head():
 def test_each_tile_compares_its_own_patch():
     similarity = torch.rand(2, 3, 2, 3)
     figure = plots.plot_position_similarity(similarity)
-    tiles = np.array(figure.axes[:-1]).reshape(2, 3)  # the last is the colour bar
+    tiles = np.array(figure.axes[:-1]).reshape(2, 3)  # the last is the color bar
     for row in range(2):
         for column in range(3):
             image = tiles[row, column].images[0]
@@ -82,7 +82,7 @@ def test_each_tile_compares_its_own_patch():
     assert figure.axes[-1].get_ylabel() == "cosine similarity"
 
 
-def test_filters_are_grey_where_they_are_zero():
+def test_filters_are_gray_where_they_are_zero():
     filters = torch.zeros(3, 3, 2, 2)
     filters[0, 0, 0, 0], filters[1, 2, 1, 1] = 0.2, -4.0
     figure = plots.plot_filters(filters, columns=2)

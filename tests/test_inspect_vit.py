@@ -306,7 +306,7 @@ def test_occlusion_finds_the_patch_that_decides():
 def test_occlusion_of_a_batch_is_that_of_its_images_one_by_one():
     vit = tiny_vit(image_size=(16, 24))
     images = images_for(vit)
-    whole = occlusion_sensitivity(vit, images, 8)
-    assert whole.shape == (3, 2, 3) and (whole.abs() <= 1).all()
-    for image, of_image in zip(images, whole, strict=True):
+    batch = occlusion_sensitivity(vit, images, 8)
+    assert batch.shape == (3, 2, 3) and (batch.abs() <= 1).all()
+    for image, of_image in zip(images, batch, strict=True):
         assert_close(occlusion_sensitivity(vit, image[None], 8)[0], of_image)

@@ -25,6 +25,7 @@ from going_modular.model_builder import ViT, create_vit
 from going_modular.utils import CHECKOUT, give_random_values
 from going_modular.vit import backbones, inspect
 from going_modular.vit.backbones import load_pretrained_backbone
+from going_modular.vit.files import write_vit
 from going_modular.vit.weights import (
     config_from_state_dict,
     load_vit,
@@ -78,14 +79,14 @@ def test_written_and_loaded_again_it_is_the_same(naming, options):
 
 
 @pytest.mark.parametrize("naming", ["ours", "torchvision", "jax"])
-def test_so_it_is_with_a_representation_layer(naming):
+def test_the_same_with_a_representation_layer(naming):
     vit, other = (tiny_vit(seed, representation_size=16) for seed in (1, 2))
     assert load_weights(other, WRITERS[naming](vit)) == []
     assert same_logits(vit, other)
 
 
 @pytest.mark.parametrize("naming", ["ours", "timm", "jax"])
-def test_so_it_is_with_mean_pooling(naming):
+def test_the_same_with_mean_pooling(naming):
     vit, other = (tiny_vit(seed, pool="mean") for seed in (1, 2))
     written = WRITERS[naming](vit)
     assert load_weights(other, written) == []
@@ -94,7 +95,7 @@ def test_so_it_is_with_mean_pooling(naming):
 
 
 @pytest.mark.parametrize("kind", ["learned_2d", "sincos_2d", "none"])
-def test_other_positions_are_written_as_the_table_they_amount_to(kind):
+def test_positions_of_other_kinds_are_written_as_a_table(kind):
     vit, other = tiny_vit(1, pos_embedding=kind), tiny_vit(2)
     load_weights(other, to_timm(vit))
     assert same_logits(vit, other)
@@ -102,7 +103,7 @@ def test_other_positions_are_written_as_the_table_they_amount_to(kind):
         load_weights(vit, to_timm(other))
 
 
-def test_what_others_have_not_cannot_be_written():
+def test_parts_that_others_lack_cannot_be_written():
     stem = nn.Conv2d(3, 3, 3, padding=1)
     for vit, write, words in (
         (tiny_vit(pool="mean"), to_torchvision, "torchvision has no ViT without a class"),
@@ -217,7 +218,7 @@ def test_one_error_lists_all_that_is_unknown_missing_or_wrong(naming):
     assert all(torch.equal(before[n], t) for n, t in vit.state_dict().items())
 
 
-def test_unknown_names_are_not_guessed_at():
+def test_unknown_names_are_an_error():
     for load in (lambda w: load_weights(tiny_vit(), w), config_from_state_dict):
         with pytest.raises(ValueError, match=r"torchvision, .*timm.*JAX.*layer1\.conv"):
             load({"layer1.conv": torch.zeros(3)})
@@ -284,7 +285,7 @@ def test_a_representation_layer_without_a_head_is_left_out_or_loaded():
     assert torch.equal(kept.representation[0].weight, start)
 
 
-def test_interpolation_leaves_alone_what_is_no_square_of_positions():
+def test_interpolation_leaves_positions_that_make_no_square():
     wide = {"image_size": (16, 64)}  # 2 × 8 = 16 patches, as many as 4 × 4
     vit, other = tiny_vit(seed=1, **wide), tiny_vit(seed=2, **wide)
     load_weights(other, to_timm(vit), interpolate=True)
@@ -318,11 +319,11 @@ def test_a_hybrid_loads_its_own_weights_and_keeps_its_stems_eps():
         to_timm(ViT(TINY, nn.AvgPool2d(1)))
 
 
-def test_load_vit_is_told_what_has_no_shape():
+def test_load_vit_takes_options_that_no_shape_shows():
     vit = tiny_vit(seed=1)
     assert load_vit(to_jax(vit)).config.num_heads == 3  # JAX's matrices show it
-    told = load_vit(to_timm(vit), num_heads=3, layer_norm_eps=1e-3)
-    assert told.norm.eps == told.config.layer_norm_eps == 1e-3
+    changed = load_vit(to_timm(vit), num_heads=3, layer_norm_eps=1e-3)
+    assert changed.norm.eps == changed.config.layer_norm_eps == 1e-3
     wide = load_vit(to_timm(vit), num_heads=3, image_size=(16, 64))  # as many patches
     images = images_for(wide)
     with torch.inference_mode():
@@ -348,28 +349,28 @@ def test_half_a_representation_layer_is_an_error_with_or_without_a_head():
     assert load_weights(other, to_timm(tiny_vit()), head=False) == head
 
 
-def test_whole_numbers_are_no_weights():
-    quantised = {name: t.to(torch.int8) for name, t in to_timm(tiny_vit()).items()}
+def test_integers_are_not_weights():
+    quantized = {name: t.to(torch.int8) for name, t in to_timm(tiny_vit()).items()}
     with pytest.raises(ValueError, match=r"norm\.weight holds torch\.int8"):
-        load_weights(tiny_vit(), quantised)
+        load_weights(tiny_vit(), quantized)
 
 
-def test_other_kinds_of_vit_are_listed_as_such():
+def test_parts_of_other_kinds_of_vit_are_listed():
     given = to_timm(tiny_vit()) | {"dist_token": torch.zeros(1, 1, 24)}
     given["pos_embed"] = torch.zeros(1, 18, 24)
     with pytest.raises(ValueError, match="unknown: dist_token"):
         load_vit(given)
 
 
-def test_half_precision_is_read_as_the_numbers_that_it_holds():
+def test_half_precision_is_read_exactly():
     vit = tiny_vit(seed=1)
     half = {name: tensor.half() for name, tensor in to_timm(vit).items()}
-    whole = {name: tensor.float() for name, tensor in half.items()}
-    loaded = [load_vit(w, num_heads=3, image_size=64) for w in (half, whole)]
+    full = {name: tensor.float() for name, tensor in half.items()}
+    loaded = [load_vit(w, num_heads=3, image_size=64) for w in (half, full)]
     assert same_logits(*loaded) and loaded[0].norm.weight.dtype == torch.float32
 
 
-def test_heads_are_those_of_the_published_variant_unless_told():
+def test_heads_are_those_of_the_published_variant_by_default():
     for name, heads in (("ViT-H/14", 16), ("ViT-L/16", 16), ("ViT-Ti/16", 3)):
         with torch.device("meta"):
             state_dict = create_vit(name, num_layers=1).state_dict()
@@ -385,12 +386,12 @@ def test_patches_that_make_no_square():
         config_from_state_dict(to_timm(tiny_vit(image_size=(32, 40))))
 
 
-def test_half_a_vit_is_an_error_that_names_what_is_missing():
-    whole = to_timm(tiny_vit())
+def test_a_missing_tensor_is_named():
+    complete = to_timm(tiny_vit())
     for name in ("pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"):
-        half = {key: tensor for key, tensor in whole.items() if key != name}
-        flat = whole | {name: torch.zeros(5)}
-        for given in (half, flat):
+        without = {key: tensor for key, tensor in complete.items() if key != name}
+        flat = complete | {name: torch.zeros(5)}
+        for given in (without, flat):
             with pytest.raises(ValueError, match=rf"those of timm.*no {name} with"):
                 config_from_state_dict(given)
 
@@ -424,7 +425,7 @@ def test_files_of_every_kind(tmp_path, suffix):
         read_weights(path)
 
 
-def test_files_that_are_none(tmp_path):
+def test_files_without_weights(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"vit\.pth"):
         read_weights(tmp_path / "vit.pth")
     (tmp_path / "vit.onnx").write_bytes(b"")
@@ -530,10 +531,76 @@ def test_vit_weights_names_the_backbone(tmp_path, monkeypatch):
         load_pretrained_backbone()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gelu": "tanh"},
+        {"layer_norm_eps": 1e-3, "representation_size": 16},
+        {"pos_embedding": "sincos_2d"},
+        {"pos_embedding": "learned_2d", "image_size": (24, 40)},
+        {"image_size": (16, 64)},  # 2 × 8 patches, as many as 4 × 4
+        {"image_size": (24, 40), "pool": "mean"},
+    ],
+)
+def test_vit_weights_keeps_the_configuration_of_a_file_of_ours(tmp_path, monkeypatch, options):
+    """No shape shows 4 heads, the GELU or the positions; D / 64 would be 2 heads."""
+    vit = tiny_vit(embedding_dim=128, num_heads=4, **options)
+    normalization = transforms.Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    path = write_vit(vit, tmp_path / "vit.safetensors", normalization=normalization)
+    monkeypatch.setenv("VIT_WEIGHTS", str(path))
+    backbone, transform, description = load_pretrained_backbone()
+    assert backbones.vit_of(backbone).config == replace(
+        vit.config, num_classes=0, representation_size=0
+    )
+    images = images_for(vit)
+    loaded = load_vit(path).forward_features(images)
+    assert torch.equal(loaded, vit.forward_features(images))
+    expected = loaded.mean(dim=1) if vit.config.pool == "mean" else loaded[:, 0]
+    assert torch.equal(backbone(images), expected)
+    assert (backbone.name, backbone.embedding_dim) == ("vit", 128) and "this project" in description
+    # As are the colors and the height and width that it was trained with
+    assert transform.mean == [0.1, 0.2, 0.3] and transform.std == [0.4, 0.5, 0.6]
+    assert transform(Image.new("RGB", (70, 50))).shape == (3, *vit.config.image_hw)
+
+
+def test_vit_weights_that_are_not_square(tmp_path, monkeypatch):
+    vit = tiny_vit(image_size=(24, 40))
+    monkeypatch.setenv("VIT_WEIGHTS", str(write_vit(vit, tmp_path / "wide.safetensors")))
+    _, transform, description = load_pretrained_backbone()
+    assert "24 × 40 pixels" in description
+    assert transform.crop_size == [24, 40] and transform.resize_size == [27, 45]
+
+
+def test_a_new_task_gets_a_new_head(tmp_path):
+    """Also where it has as many classes as the task before."""
+    vit = tiny_vit(representation_size=16)
+    path = write_vit(vit, tmp_path / "vit.safetensors", class_names=list("abcde"))
+    images = images_for(vit)
+    for weights in (path, vit.state_dict(), to_jax(vit)):
+        options = {} if weights is path else {"num_heads": 3}
+        assert load_vit(weights, **options).head.weight.equal(vit.head.weight)
+        for K in (5, 4):
+            new = load_vit(weights, head=False, num_classes=K, **options)
+            assert new(images).shape == (2, K) and not any(p.any() for p in new.head.parameters())
+            assert torch.equal(new.forward_features(images), vit.forward_features(images))
+            assert torch.equal(new.representation[0].weight, vit.representation[0].weight)
+
+
+def test_a_grid_without_interpolation_is_an_error():
+    vit = tiny_vit()
+    with pytest.raises(ValueError, match=r"grid=\(2, 8\) .*interpolate=True"):
+        load_weights(vit, vit.state_dict(), grid=(2, 8))
+    wide, axes = tiny_vit(seed=1, image_size=(16, 64)), {"interpolate": True, "grid": (2, 8)}
+    load_weights(vit, wide.state_dict(), **axes)  # 2 × 8 -> 4 × 4
+    images = images_for(vit)
+    assert torch.equal(vit(images), wide(images, interpolate=True))
+
+
 def test_the_vit_in_each_kind_of_backbone():
     vit = tiny_vit(embedding_dim=192, num_classes=0)
     assert backbones.vit_of(vit) is vit
     assert backbones.vit_of(backbones.TokenStatistics(vit)) is vit
+    assert backbones.vit_of(backbones.Backbone(vit, "tiny")) is vit
     with pytest.raises(TypeError, match="no ViT in a Sequential"):
         backbones.vit_of(nn.Sequential(vit))
     c = vit.config
@@ -550,7 +617,7 @@ def test_the_vit_in_each_kind_of_backbone():
 @pytest.mark.skipif(
     not VIT_S_14.is_file(), reason="the real checkpoint is not beside the repository"
 )
-def test_a_really_pretrained_checkpoint_tells_the_photos_apart(tmp_path, monkeypatch):
+def test_a_really_pretrained_checkpoint_separates_the_photos(tmp_path, monkeypatch):
     """By standardised logistic regression on its class token; 75 test photos."""
     monkeypatch.setenv("VIT_WEIGHTS", str(VIT_S_14))
     backbone, transform, _ = load_pretrained_backbone()
@@ -590,6 +657,6 @@ def test_figure_7_of_a_really_pretrained_checkpoint():
             assert tile.argmax() == row * 16 + column
             same_line = (places[:, None] == row) | (places == column)
             assert tile[same_line].mean() > tile[~same_line].mean() + 0.1
-            tile[row, column] = -1  # the most similar other place is a neighbour
+            tile[row, column] = -1  # the most similar other place is a neighbor
             r, c = divmod(tile.argmax().item(), 16)
             assert abs(r - row) + abs(c - column) == 1

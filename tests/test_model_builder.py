@@ -90,6 +90,14 @@ def test_the_representation_layer_is_a_tanh_layer_before_the_head():
     assert tiny(representation_size=10, num_classes=0)(images.float()).shape == (2, 10)
 
 
+def test_mean_pooling_has_no_class_token():
+    for pool, count in (("class_token", 1), ("mean", 0)):
+        vit = tiny(pool=pool)
+        assert vit.config.num_class_tokens == count
+        assert vit.positions((4, 4)).shape[1] == 16 + count
+        assert hasattr(vit, "class_token") == bool(count)
+
+
 def test_number_of_heads_costs_no_parameters():
     counts = {count_parameters(tiny(num_heads=h)) for h in (1, 2, 3, 8)}
     assert len(counts) == 1
@@ -139,6 +147,17 @@ def test_shapes():
         ({"image_size": (224, 224, 3)}, ["image_size", "(H, W)", "(224, 224, 3)"]),
         ({"image_size": 224.0}, ["image_size", "224.0"]),
         ({"num_layers": True}, ["num_layers", "True"]),
+        # As a damaged file may hold them
+        ({"dropout": "0.1"}, ["dropout", "'0.1'"]),
+        ({"stochastic_depth": None}, ["stochastic_depth", "None"]),
+        ({"attention_dropout": float("nan")}, ["attention_dropout", "nan"]),
+        ({"layer_norm_eps": "1e-6"}, ["layer_norm_eps", "'1e-6'"]),
+        ({"layer_norm_eps": float("inf")}, ["layer_norm_eps", "inf"]),
+        ({"gelu": ["exact"]}, ["gelu", "['exact']"]),
+        ({"image_size": [[224], [224]]}, ["image_size", "[224]"]),
+        ({"image_size": {"height": 224}}, ["image_size", "{'height': 224}"]),
+        ({"image_size": []}, ["image_size", "(H, W)"]),
+        ({"embedding_dim": None}, ["embedding_dim", "None"]),
     ],
 )
 def test_impossible_configurations_say_what_clashes(overrides, words):
@@ -248,6 +267,18 @@ def test_the_whole_model_is_equations_1_to_4_as_printed():
     with torch.no_grad():
         difference = np.abs(vit(images).numpy() - np.stack(logits)).max()
     assert difference <= 1e-10 and np.abs(logits).max() > 0.1
+
+
+@pytest.mark.parametrize("pool", ["class_token", "mean"])
+def test_an_exported_program_takes_any_number_of_images(pool):
+    """`len(images)` would make the number of images in the example a constant."""
+    vit = give_random_values(tiny(pool=pool)).eval()
+    images = torch.randn(5, 3, 32, 32)
+    batch = {0: torch.export.Dim("B")}
+    program = torch.export.export(vit, (images[:2],), dynamic_shapes=(batch,)).module()
+    with torch.no_grad():
+        for count in (1, 2, 5):
+            assert torch.equal(program(images[:count]), vit(images[:count]))
 
 
 def test_equation_1_is_a_linear_layer_on_unfolded_patches():

@@ -39,7 +39,7 @@ def peer_module(name):
 
 
 @torch.no_grad()
-def randomise(model, seed):
+def randomize(model, seed):
     """Random numbers everywhere, so that two tensors that change places are noticed."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -147,8 +147,8 @@ PEERS = {
 )
 def test_same_logits_and_gradients_as_the_published_implementation(peer, variant):
     build, write, _ = PEERS[peer]
-    theirs = randomise(build(f"ViT-{variant}"), seed=1)
-    ours = randomise(create_vit(f"ViT-{variant}"), seed=2)
+    theirs = randomize(build(f"ViT-{variant}"), seed=1)
+    ours = randomize(create_vit(f"ViT-{variant}"), seed=2)
     images = random_images(8, 3, 224, 224)
 
     assert load_weights(ours, theirs.state_dict()) == []
@@ -171,7 +171,7 @@ def test_same_logits_and_gradients_as_the_published_implementation(peer, variant
     for model in (ours, theirs):
         model.zero_grad(set_to_none=True)
 
-    randomise(ours, seed=3)
+    randomize(ours, seed=3)
     theirs.load_state_dict(write(ours), strict=True)
     assert largest_difference(ours, theirs, images) <= 1e-5
 
@@ -181,7 +181,7 @@ def test_same_logits_and_gradients_as_the_published_implementation(peer, variant
 
 def test_a_file_of_timms_becomes_a_vit(tmp_path):
     timm = peer_module("timm")
-    theirs = randomise(timm.create_model("vit_tiny_patch16_224", num_classes=7), 1)
+    theirs = randomize(timm.create_model("vit_tiny_patch16_224", num_classes=7), 1)
     save_file(theirs.state_dict(), tmp_path / "vit.safetensors")
     ours = load_vit(tmp_path / "vit.safetensors")
     assert ours.config == ViTConfig(embedding_dim=192, num_heads=3, mlp_dim=768, num_classes=7)
@@ -191,7 +191,7 @@ def test_a_file_of_timms_becomes_a_vit(tmp_path):
 def test_both_generations_of_hugging_faces_names(tmp_path):
     """`save_pretrained` writes the names of the Hub's files, a model has others."""
     transformers = peer_module("transformers")
-    theirs = randomise(transformers.ViTForImageClassification(huggingface_config(TINY)), 1)
+    theirs = randomize(transformers.ViTForImageClassification(huggingface_config(TINY)), 1)
     theirs.save_pretrained(tmp_path)
     images = random_images(2, 3, 32, 32)
     ours = load_vit(tmp_path / "model.safetensors", num_heads=3)
@@ -210,7 +210,7 @@ def test_both_generations_of_hugging_faces_names(tmp_path):
 @pytest.mark.parametrize("generation", [4, 5])
 def test_hugging_faces_model_without_a_head_and_its_pooler(generation):
     transformers = peer_module("transformers")
-    theirs = randomise(transformers.ViTModel(huggingface_config(TINY)), 1)
+    theirs = randomize(transformers.ViTModel(huggingface_config(TINY)), 1)
     images = random_images(2, 3, 32, 32)
     with torch.inference_mode():
         outputs = theirs(images)
@@ -231,7 +231,7 @@ def test_hugging_faces_model_without_a_head_and_its_pooler(generation):
 
 def test_hugging_faces_eps_matters():
     """At ViT-B/16's size the other eps moves the logits by more than the tolerance."""
-    theirs = randomise(huggingface_peer("ViT-B/16"), 1)
+    theirs = randomize(huggingface_peer("ViT-B/16"), 1)
     ours = create_vit("ViT-B/16").eval()
     load_weights(ours, theirs.state_dict())
     images = random_images(2, 3, 224, 224)
@@ -245,7 +245,7 @@ def test_hugging_faces_eps_matters():
 @pytest.mark.parametrize("gelu", ["exact", "tanh"])
 def test_timms_own_loader_reads_the_official_layout_that_we_write(tmp_path, gelu):
     timm = peer_module("timm")
-    ours = randomise(create_vit("ViT-S/16", num_classes=7, gelu=gelu), 1)
+    ours = randomize(create_vit("ViT-S/16", num_classes=7, gelu=gelu), 1)
     np.savez(tmp_path / "vit.npz", **to_jax(ours))
     names = {"exact": "gelu", "tanh": "gelu_tanh"}
     theirs = timm.create_model("vit_small_patch16_224", num_classes=7, act_layer=names[gelu]).eval()
@@ -263,14 +263,14 @@ def test_timms_own_loader_reads_the_official_layout_that_we_write(tmp_path, gelu
 
 
 def test_mean_pooling_and_images_that_are_not_square_as_in_timm():
-    ours = randomise(ViT(replace(TINY, image_size=(32, 48), pool="mean")), 1)
+    ours = randomize(ViT(replace(TINY, image_size=(32, 48), pool="mean")), 1)
     theirs = timm_vit(ours.config, class_token=False, global_pool="avg", fc_norm=False)
     theirs.load_state_dict(to_timm(ours), strict=True)
     assert largest_difference(ours, theirs, random_images(2, 3, 32, 48)) <= 1e-5
 
 
 def test_representation_layer_as_in_torchvision():
-    theirs = randomise(torchvision_vit(TINY, representation_size=16), 1)
+    theirs = randomize(torchvision_vit(TINY, representation_size=16), 1)
     config = replace(TINY, representation_size=16)
     assert config_from_state_dict(theirs.state_dict(), num_heads=3) == config
     ours = ViT(config).eval()
@@ -315,7 +315,7 @@ def maps_of_transformers(theirs, images):
 @pytest.mark.parametrize("peer", PEERS)
 def test_the_attention_maps_are_those_of_the_published_implementation(peer):
     build, _, _ = PEERS[peer]
-    theirs = randomise(build("ViT-B/32"), seed=1)
+    theirs = randomize(build("ViT-B/32"), seed=1)
     with torch.no_grad():  # sharper attention, which shows mistakes better
         for name, parameter in theirs.named_parameters():
             if "attn" in name or "attention" in name:

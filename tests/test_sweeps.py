@@ -2,10 +2,11 @@
 
 import json
 import os
-import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, fields
 
 import pytest
@@ -14,7 +15,7 @@ from going_modular.experiments import claims, folds, recipe_parts, sweeps
 from going_modular.experiments.sweeps import fingerprint, read_results, sweep
 from going_modular.model_builder import ViTConfig
 from going_modular.training.recipes import MINI, Recipe
-from going_modular.utils import CHECKOUT, PACKAGE
+from going_modular.utils import PACKAGE
 
 
 @pytest.fixture
@@ -45,6 +46,51 @@ def test_a_sweep_does_what_is_missing_and_nothing_twice(results):
     )
     sweep("squares", [points[0] | {"settings": "b"}], squared)  # other settings
     assert len(read_results("squares")) == 7
+
+
+SLOW_SWEEP = """
+import time
+from pathlib import Path
+
+from going_modular.experiments import sweeps
+from going_modular.experiments.command_line import errors_in_one_line
+
+
+def slow(number):
+    time.sleep(1)
+    return {}
+
+
+if __name__ == "__main__":
+    sweeps.RESULTS = Path("results")
+    points = [{"number": number, "settings": "a"} for number in range(100)]
+    with errors_in_one_line():
+        sweeps.sweep("slow", points, slow, jobs=2)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals for a group of processes")
+def test_ctrl_c_ends_a_sweep_without_a_traceback(tmp_path):
+    """A terminal sends the signal to all processes of the command."""
+    (tmp_path / "slow_sweep.py").write_text(SLOW_SWEEP)
+    process = subprocess.Popen(
+        [sys.executable, "slow_sweep.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    stored = tmp_path / "results" / "slow.jsonl"
+    deadline = time.monotonic() + 120
+    while not stored.is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert printed.splitlines()[-1].startswith("stopped: ") and "Traceback" not in printed
+    assert all("number" in json.loads(line) for line in stored.read_text().splitlines())
 
 
 # Fingerprints
@@ -222,15 +268,6 @@ def run_installed(folder, *arguments):
         text=True,
         timeout=300,
     )
-
-
-def test_a_wheel_contains_the_results():
-    settings = (CHECKOUT / "pyproject.toml").read_text(encoding="utf-8")
-    package_data = re.search(r"package-data\]\ngoing_modular = \[(.*?)\]", settings, re.DOTALL)[1]
-    patterns = re.findall('"(.*?)"', package_data)
-    packed = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
-    stored = set(sweeps.RESULTS.iterdir())
-    assert len(stored) == 4 and stored <= packed
 
 
 def test_an_installed_package_reads_the_results(installed):

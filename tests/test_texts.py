@@ -1,4 +1,4 @@
-"""What the texts say can be looked up: words, links, files."""
+"""The texts: words of the glossary, links, files."""
 
 import re
 import time
@@ -51,8 +51,8 @@ def test_dead_places_are_not_linked():
         assert not any("paperswithcode" in link for link in links_of(path))
 
 
-def asked(link):
-    """A link's status, None if it cannot be reached; asked three times."""
+def status_of(link):
+    """A link's status after at most three requests, None if it cannot be reached."""
     for pause in (1, 3, 0):
         try:
             with requests.get(
@@ -70,7 +70,7 @@ def asked(link):
 
 @pytest.mark.slow
 def test_links_to_other_hosts_lead_somewhere():
-    """Skipped without a network. A host may refuse programs, but not say "gone"."""
+    """Skipped without a network. A host may refuse programs, but must not answer 404 or 410."""
     links = {
         link.split("#")[0]
         for path in PAGES + ALL
@@ -79,7 +79,7 @@ def test_links_to_other_hosts_lead_somewhere():
     }
     assert len(links) > 20
     with ThreadPoolExecutor(8) as pool:
-        status = dict(zip(sorted(links), pool.map(asked, sorted(links)), strict=True))
+        status = dict(zip(sorted(links), pool.map(status_of, sorted(links)), strict=True))
     if not any(status.values()):
         pytest.skip("no network: not one link could be reached")
     assert not {link: code for link, code in status.items() if code in (404, 410)}

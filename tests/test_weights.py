@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from tiny_vit import tiny_vit
 from torch.utils.data import DataLoader, TensorDataset
 
 from going_modular import data_setup, engine
@@ -58,11 +59,11 @@ def test_asked_for_by_name_it_is_an_error_that_says_what_to_do(cache):
         load_pretrained_backbone("vit_b_99")
 
 
-def test_a_half_downloaded_file_in_the_cache_is_named_and_not_loaded(cache):
+def test_an_incomplete_file_in_the_cache_is_named_and_not_loaded(cache):
     cache.mkdir()
     (cache / "vit_b_16-c867db91.pth").write_bytes(b"half a download")
     _, _, description = load_pretrained_backbone()
-    assert "drawn dishes" in description and "is there but not whole" in description
+    assert "drawn dishes" in description and "is there but incomplete" in description
 
 
 def test_with_drawn_images_nothing_is_downloaded(planted, monkeypatch):
@@ -82,26 +83,28 @@ def test_torchvisions_weights_are_loaded_and_the_head_is_left_out(planted, monke
         assert backbone(torch.zeros(1, 3, 224, 224)).shape == (1, 768)
 
 
-def test_a_whole_file_in_the_cache_is_taken(cache):
+def test_a_complete_file_in_the_cache_is_taken(cache):
     cache.mkdir()
     name = f"model-{hashlib.sha256(b'numbers').hexdigest()[:8]}.pth"
     (cache / name).write_bytes(b"numbers")
     assert backbones.cache_weights(f"http://127.0.0.1:9/{name}") == cache / name
     (cache / name).write_bytes(b"other numbers")
-    with pytest.raises(DownloadError, match="not whole"):
+    with pytest.raises(DownloadError, match="incomplete"):
         backbones.cache_weights(f"http://127.0.0.1:9/{name}")
 
 
-# The file in models/, and what its card says of it
+# The file in pretrained/, and what its card says
 
 
 def test_a_missing_and_a_damaged_file_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(backbones, "DRAWN_DISHES", tmp_path / "vit.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"vit\.safetensors.*git checkout"):
+    with pytest.raises(
+        FileNotFoundError, match=r"vit\.safetensors.*install it again.*git checkout"
+    ):
         load_pretrained_backbone("drawn_dishes")
     half = DRAWN_DISHES.read_bytes()[: DRAWN_DISHES.stat().st_size // 2]
     (tmp_path / "vit.safetensors").write_bytes(half)
-    with pytest.raises(ValueError, match=rf"{len(half)} bytes\)"):
+    with pytest.raises(ValueError, match=rf"is damaged.*git checkout.*{len(half)} bytes\)"):
         load_pretrained_backbone("drawn_dishes")
 
 
@@ -111,9 +114,24 @@ def test_the_features_are_mean_and_standard_deviation_of_the_patches():
     patches = backbone.vit.forward_features(images)[:, 1:]  # without the class token
     expected = torch.cat([patches.mean(1), patches.std(1, correction=0)], dim=1)
     torch.testing.assert_close(backbone(images), expected, rtol=1e-4, atol=1e-4)
+    without = backbones.TokenStatistics(tiny_vit(pool="mean"))  # every token is a patch
+    images = torch.randn(2, 3, 32, 32)
+    patches = without.vit.forward_features(images)
+    torch.testing.assert_close(without(images)[:, :24], patches.mean(1))
     equal = torch.ones(1, 64, 192, requires_grad=True)
     backbones.statistics_of(equal).sum().backward()
     assert equal.grad.isfinite().all()
+
+
+def test_a_backbone_can_be_exported_for_any_number_of_images():
+    vit = tiny_vit(num_classes=0)
+    images, batch = torch.randn(5, 3, 32, 32), {0: torch.export.Dim("B")}
+    for backbone in (backbones.TokenStatistics(vit), backbones.Backbone(vit, "tiny")):
+        backbone.eval()
+        program = torch.export.export(backbone, (images[:2],), dynamic_shapes=(batch,)).module()
+        with torch.no_grad():
+            for count in (1, 2, 5):
+                assert torch.equal(program(images[:count]), backbone(images[:count]))
 
 
 def test_the_file_is_small_numbers_only_and_the_one_of_the_card():
@@ -127,7 +145,7 @@ def test_the_file_is_small_numbers_only_and_the_one_of_the_card():
     assert f"one of {len(PANTRY)} ingredients" in CARD
 
 
-def test_nothing_but_the_weights_and_their_card_lies_in_models():
+def test_only_the_weights_and_their_card_lie_in_pretrained():
     names = {path.name for path in DRAWN_DISHES.parent.iterdir()}
     shown = {name for name in names if not name.startswith(".")}
     assert shown == {DRAWN_DISHES.name, "README.md"}

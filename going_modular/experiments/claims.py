@@ -256,7 +256,7 @@ def ridge_probe(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = sweep_parser("The paper's claims in miniature")
+    parser = sweep_parser("claims", "The paper's claims in miniature")
     parser.add_argument(
         "groups", nargs="*", metavar="group", help=f"{', '.join(POINTS)} (default: all)"
     )

@@ -35,9 +35,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def sweep_parser(description: str) -> argparse.ArgumentParser:
+def command_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser for `python -m going_modular.experiments.<name>`."""
+    return argparse.ArgumentParser(f"python -m {__package__}.{name}", description=description)
+
+
+def sweep_parser(name: str, description: str) -> argparse.ArgumentParser:
     """A parser with the options that every sweep has."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = command_parser(name, description)
     parser.add_argument("--seeds", type=positive, default=3, help="0, 1, ... (default: 3)")
     parser.add_argument("--jobs", type=positive, default=1, help="processes side by side")
     return parser

@@ -4,15 +4,16 @@ python -m going_modular.experiments.costs          # the tables of that page
 python -m going_modular.experiments.costs measure  # images a second on this machine
 """
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from statistics import median
 
 import torch
 from torch import nn
 
+from going_modular.experiments.command_line import command_parser
 from going_modular.model_builder import VIT_CONFIGS, ViT, ViTConfig
 from going_modular.training.memory import process_bytes, state_bytes
 from going_modular.training.recipes import TABLE_3
@@ -28,6 +29,7 @@ MEMORY_HEADER = ("Model", "Parameters", "States (GiB)", "1 GPU", "8 GPUs, fsdp",
 HOURS_HEADER = ("Model", "Data", "Epochs", "1 GPU", "8 GPUs", "64 GPUs")
 
 
+@cache
 def training_flops(config: ViTConfig) -> int:
     """Floating-point operations of a training step for one image.
 
@@ -111,7 +113,7 @@ def seconds(work: Callable[[], None]) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="What training a ViT costs")
+    parser = command_parser("costs", "What training a ViT costs")
     parser.add_argument(
         "what", nargs="?", choices=["measure"], help="images a second on this machine"
     )

@@ -275,7 +275,7 @@ def accuracies_of(name: str) -> dict[tuple[str, str], list[float]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = sweep_parser("From scratch or fine-tuned? Compared by 5 folds")
+    parser = sweep_parser("folds", "From scratch or fine-tuned? Compared by 5 folds")
     parser.add_argument(
         "sweep",
         choices=["choose", "folds"],

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from going_modular.drawings.synthetic_food import NAMES, draw_scene, drawn_once
 from going_modular.engine import Method
-from going_modular.experiments.command_line import errors_in_one_line, positive
+from going_modular.experiments.command_line import command_parser, errors_in_one_line, positive
 from going_modular.images.transforms import to_normalized
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.training.checkpoints import Checkpoint, delayed_interrupts
@@ -326,7 +326,7 @@ def add_entry(progress: Progress, batch_size: int, accuracy: float) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Pretrain a small ViT on drawn dishes")
+    parser = command_parser("pretrain", "Pretrain a small ViT on drawn dishes")
     parser.add_argument("--dishes", type=positive, default=2000, help="classes")
     parser.add_argument("--pictures", type=positive, default=20, help="of each dish")
     parser.add_argument("--images", type=positive, default=2_000_000, help="seen in all")

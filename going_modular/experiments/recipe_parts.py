@@ -109,7 +109,9 @@ def settings_of(part: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = sweep_parser("What each part of a training recipe adds").parse_args(arguments)
+    options = sweep_parser("recipe_parts", "What each part of a training recipe adds").parse_args(
+        arguments
+    )
     points = [
         {"part": part, "seed": seed, "settings": settings_of(part)}
         for seed in range(options.seeds)

@@ -13,7 +13,6 @@ makes accuracies over the 300 a little too good. ± is the standard deviation ov
 seeds. It leaves out that all seeds share their images.
 """
 
-import argparse
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -27,7 +26,7 @@ from tqdm import tqdm
 
 from going_modular import data_setup, engine
 from going_modular.data_setup import FoodImages
-from going_modular.experiments.command_line import errors_in_one_line
+from going_modular.experiments.command_line import command_parser, errors_in_one_line
 from going_modular.experiments.cross_validation import (
     Images,
     Split,
@@ -276,7 +275,7 @@ COMMANDS: dict[str, Callable[[FoodImages], None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="What our pretrained ViT is worth on 300 images")
+    parser = command_parser("transfer", "What our pretrained ViT is worth on 300 images")
     parser.add_argument("what", choices=COMMANDS)
     options = parser.parse_args(arguments)
     with errors_in_one_line():

@@ -129,10 +129,10 @@ class Checkpoint:
 def random_state() -> dict:
     """The states of Python's, NumPy's and PyTorch's generators, in plain types."""
     version, numbers, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, *rest = np.random.get_state()
     state = {
         "python": [version, list(numbers), gauss],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "numpy": [name, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
         "torch": torch.get_rng_state(),
     }
     if get_device().type == "cuda":

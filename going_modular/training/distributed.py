@@ -7,6 +7,7 @@ that `engine.py` reads the same for one process and for many.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -110,7 +111,8 @@ def distribute(model: nn.Module, sharding: str = "ddp") -> nn.Module:
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
     for block in model.encoder:
         fully_shard(block)
-    return fully_shard(model)
+    fully_shard(model)
+    return model
 
 
 @contextmanager
@@ -134,7 +136,7 @@ def full_state_dicts(model: nn.Module, optimizer: torch.optim.Optimizer) -> tupl
     return get_state_dict(model, optimizer, options=FULL)
 
 
-def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+def full_state_dict(model: nn.Module) -> dict[str, Any]:
     """The model's part of `full_state_dicts`."""
     return get_model_state_dict(model, options=FULL)
 
@@ -192,9 +194,11 @@ def shard_dataloader(dataloader: DataLoader) -> DataLoader:
     """
     if not dist.is_initialized():
         return dataloader
+    batches = dataloader.batch_sampler
+    assert isinstance(batches, BatchSampler)  # as `create_dataloader` makes them
     return DataLoader(
         dataloader.dataset,
-        batch_sampler=BatchShards(dataloader.batch_sampler, process_rank(), process_count()),
+        batch_sampler=BatchShards(batches, process_rank(), process_count()),
         collate_fn=CollateWithPlaceholder(dataloader.dataset),
         num_workers=dataloader.num_workers,
         worker_init_fn=dataloader.worker_init_fn,

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 
 from going_modular.images.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform
-from going_modular.model_builder import ViT, ViTConfig
+from going_modular.model_builder import MultiheadSelfAttentionBlock, ViT, ViTConfig
 from going_modular.vit.config import check_choice, check_size
 
 CHOICES = {
@@ -205,7 +205,7 @@ RECIPES = {
 
 
 def initialize(init: str, vit: ViT) -> ViT:
-    """Initialize a ViT's weights as a recipe asks for, and return it.
+    """Initialize a ViT's weights as a recipe asks, and return it.
 
     "paper" leaves them as `ViT` has them. "chapter" is what the chapter's code does:
     PyTorch's defaults for each layer, `nn.MultiheadAttention` among them, and N(0, 1)
@@ -215,10 +215,11 @@ def initialize(init: str, vit: ViT) -> ViT:
         for module in vit.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-        for block in vit.encoder:
-            nn.init.xavier_uniform_(block.attention.qkv.weight)  # 3D×D as one matrix
-            nn.init.zeros_(block.attention.qkv.bias)
-            nn.init.zeros_(block.attention.projection.bias)
+        for module in vit.modules():
+            if isinstance(module, MultiheadSelfAttentionBlock):
+                nn.init.xavier_uniform_(module.qkv.weight)  # 3D×D as one matrix
+                nn.init.zeros_(module.qkv.bias)
+                nn.init.zeros_(module.projection.bias)
         if vit.config.num_class_tokens:
             nn.init.normal_(vit.class_token)
         nn.init.normal_(vit.pos_embedding)

@@ -209,7 +209,7 @@ def cache_weights(url: str) -> Path:
     try:
         return download_file(url, path, digits[1])
     except OSError as error:
-        state = "is there but not whole" if path.is_file() else "is not there"
+        state = "is there but incomplete" if path.is_file() else "is not there"
         raise DownloadError(
             f"{error} The file {path.name} {state} (folder hub/checkpoints of torch's "
             "cache). Connect to the internet and run this cell again, or put it there."

@@ -152,7 +152,7 @@ def check_divisible(name: str, value: int, part_name: str, part: int) -> None:
     check_size(part_name, part)
     if value % part:
         multiples = sorted({max(value // part, 1) * part, (value // part + 1) * part})
-        below = next(d for d in range(part, 0, -1) if value % d == 0)
+        below = next(d for d in range(min(part, value), 0, -1) if value % d == 0)
         above = next((d for d in range(part + 1, value + 1) if value % d == 0), below)
         divisors = sorted({below, above})
         raise ValueError(

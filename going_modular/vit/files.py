@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from going_modular.images.transforms import (
@@ -22,10 +22,13 @@ from going_modular.utils import atomic_write, project_path
 from going_modular.vit.config import is_number
 from going_modular.vit.names import OURS, Tensors, mismatches
 
+FOREIGN = (".npz", ".pth", ".pt", ".bin")  # `read_weights` reads them; none is ours
+
 
 class Stored(NamedTuple):
-    """What a file of `write_vit` holds beside its tensors."""
+    """The content of a file that `write_vit` wrote."""
 
+    tensors: Tensors
     config: ViTConfig
     normalization: Normalization
     notes: dict[str, Any]
@@ -52,8 +55,9 @@ def write_vit(
             `class_names`, one for each output, in order.
 
     Raises:
-        ValueError: if the file does not end in .safetensors, the ViT has a stem, which
-            no configuration describes, or a note is called "config".
+        ValueError: if the file does not end in .safetensors, or could not be read again:
+            no configuration describes a stem, a note cannot be called "config", and class
+            names and the normalization have to be those of `read_classifier`.
     """
     path = project_path(path)
     if path.suffix != ".safetensors":
@@ -67,6 +71,8 @@ def write_vit(
         "normalization": {"mean": list(normalization.mean), "std": list(normalization.std)},
         **notes,
     }
+    parse_normalization(metadata["normalization"])
+    class_names_in(notes, path.name)
     texts = {name: json.dumps(value) for name, value in metadata.items()}
     tensors = {name: t.contiguous().cpu() for name, t in vit.state_dict().items()}
     with atomic_write(path) as unfinished:
@@ -81,8 +87,8 @@ def read_vit(path: str | Path) -> tuple[ViT, dict[str, Any]]:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is damaged, or was not written by `write_vit`.
     """
-    vit, stored = read_stored_vit(path)
-    return vit, stored.notes
+    stored = read_own(path)
+    return build_vit(stored, Path(path).name), stored.notes
 
 
 def read_classifier(path: str | Path) -> Classifier:
@@ -91,20 +97,20 @@ def read_classifier(path: str | Path) -> Classifier:
     Raises:
         FileNotFoundError, ValueError: see `read_vit`; also if the file has no class names.
     """
-    vit, stored = read_stored_vit(path)
-    name = Path(path).name
+    stored, name = read_own(path), Path(path).name
     class_names = class_names_in(stored.notes, name)
     if class_names is None:
         raise ValueError(
             f"{name} does not name its classes, so its outputs mean nothing: train a "
             f"classifier from it with `python -m going_modular.train --weights {name}`"
         )
-    if len(class_names) != vit.config.num_classes:
+    if len(class_names) != stored.config.num_classes:
         raise ValueError(
-            f"{name} names {len(class_names)} classes for {vit.config.num_classes} outputs: "
-            "it is damaged; train it again, or use a copy"
+            f"{name} names {len(class_names)} classes for {stored.config.num_classes} "
+            "outputs, so it is damaged: train it again, or use an intact copy"
         )
-    transform = evaluation_transform(vit.config.image_size, *stored.normalization)
+    vit = build_vit(stored, name)
+    transform = evaluation_transform(stored.config.image_size, *stored.normalization)
     description = f"the ViT of {name}. Its accuracy was not measured here"
     return Classifier(vit, vit, transform, class_names, description)
 
@@ -116,38 +122,63 @@ def stored_class_names(path: str | Path) -> list[str] | None:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged.
     """
-    stored = stored_in(path)
+    stored = read_stored(path)
     return class_names_in(stored.notes, Path(path).name) if stored else None
 
 
-def stored_in(path: str | Path) -> Stored | None:
-    """What `write_vit` stored in a file beside the tensors; None if others wrote it.
+def read_own(path: str | Path) -> Stored:
+    """`read_stored`; raises `ValueError` for a file that others wrote."""
+    stored = read_stored(path)
+    if stored is None:
+        raise ValueError(
+            f"{Path(path).name} was not written by `python -m going_modular.train`, so it "
+            "does not store the configuration of a ViT: `going_modular.vit.weights.load_vit` "
+            "reads the weights of other projects"
+        )
+    return stored
+
+
+def read_stored(path: str | Path) -> Stored | None:
+    """The content of a file that `write_vit` wrote; None for a file that others wrote.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged.
     """
     path = existing_file(path)
-    if path.suffix != ".safetensors":
-        return None  # `write_vit` writes no other kind
-    try:
-        with safe_open(path, framework="pt") as file:
-            texts, names = file.metadata() or {}, file.keys()
-    except (SafetensorError, OSError) as error:
-        raise unreadable(path, error) from error
-    # Others have metadata as well, perhaps even an entry "config"
-    if "config" not in texts or "patch_embedding.projection.weight" not in names:
+    if path.suffix in FOREIGN:
         return None
     try:
-        entries = {name: json.loads(text) for name, text in texts.items()}
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path.name} ({path.stat().st_size} bytes) cannot be read: {error}. Expected "
+            "the .safetensors file that `python -m going_modular.train` wrote"
+        ) from error
+    # Others have metadata as well, and may have an entry of the same name
+    if "config" not in metadata or "patch_embedding.projection.weight" not in tensors:
+        return None
+    try:
+        entries = {name: parse_json(name, text) for name, text in metadata.items()}
         config = parse_config(entries.pop("config"))
         normalization = parse_normalization(entries.pop("normalization", None))
-    except (ValueError, RecursionError) as error:
+        check_tensors(tensors, config)
+    except ValueError as error:
         raise ValueError(
-            f"the metadata of {path.name} cannot be used: {error}. Use a copy of the file "
-            "that is not damaged, or the version of this package that wrote it"
+            f"{path.name} is damaged, or a newer version of this package wrote it: {error}. "
+            "Use an intact copy, or train it again"
         ) from error
-    return Stored(config, normalization, entries)
+    return Stored(tensors, config, normalization, entries)
+
+
+def parse_json(name: str, text: str) -> Any:
+    """An entry of the metadata; raises `ValueError` if it is not JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its entry {name!r} is not JSON ({error})") from error
 
 
 def parse_config(entry: Any) -> ViTConfig:
@@ -190,36 +221,31 @@ def class_names_in(notes: dict[str, Any], file_name: str) -> list[str] | None:
     return names
 
 
-def read_stored_vit(path: str | Path) -> tuple[ViT, Stored]:
-    """The ViT in a file of `write_vit`, and what is stored beside its tensors."""
-    path = existing_file(path)
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise unreadable(path, error) from error
-    stored = stored_in(path)
-    if stored is None:
-        raise ValueError(
-            f"{path.name} was not written by `python -m going_modular.train`, so it does not "
-            "store the configuration of its ViT: `going_modular.vit.weights.load_vit` reads "
-            "the weights of other projects"
-        )
-    if problems := differences(tensors, stored.config):
-        raise ValueError(
-            f"the tensors of {path.name} are not those of its configuration: "
-            f"{'; '.join(problems)}. The file is damaged: train it again, or use a copy"
-        )
-    vit = ViT(stored.config)
-    vit.load_state_dict(tensors)
-    return vit.eval(), stored
-
-
-def differences(tensors: Tensors, config: ViTConfig) -> list[str]:
-    """What keeps tensors from being those of a ViT with this configuration."""
+def check_tensors(tensors: Tensors, config: ViTConfig) -> None:
+    """Raise `ValueError` unless tensors are those of a ViT with this configuration."""
     if (layers := OURS.depth(tensors)) != config.num_layers:
-        return [f"it has {layers} layers, not {config.num_layers}"]
-    with torch.device("meta"):  # sizes without memory: those of a damaged file may be huge
-        return mismatches(tensors, ViT(config).state_dict())
+        raise ValueError(f"it holds {layers} layers, its configuration has {config.num_layers}")
+    try:
+        with torch.device("meta"):  # without memory: a damaged size may be huge
+            expected = ViT(config).state_dict()
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"PyTorch cannot make tensors for {config}") from error
+    if problems := mismatches(tensors, expected):
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        first = "; ".join(problems[:3])
+        raise ValueError(f"its tensors do not fit its configuration: {first}{more}")
+
+
+def build_vit(stored: Stored, name: str) -> ViT:
+    """The ViT of a file, in evaluation mode; raises `ValueError` if memory is too small."""
+    try:
+        vit = ViT(stored.config)
+    except (RuntimeError, MemoryError) as error:
+        raise ValueError(
+            f"there is not enough memory for the ViT of {name}, {stored.config}"
+        ) from error
+    vit.load_state_dict(stored.tensors)
+    return vit.eval()
 
 
 def existing_file(path: str | Path) -> Path:
@@ -228,11 +254,3 @@ def existing_file(path: str | Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of weights at {path}")
     return path
-
-
-def unreadable(path: Path, error: Exception) -> ValueError:
-    """The error for a file that is not of the kind .safetensors, or is damaged."""
-    return ValueError(
-        f"{path.name} ({path.stat().st_size} bytes) cannot be read: {error}. Expected the "
-        ".safetensors file that `python -m going_modular.train` wrote"
-    )

@@ -21,7 +21,7 @@ from torch import nn
 from going_modular.images.transforms import Normalization
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.vit.config import VIT_CONFIGS
-from going_modular.vit.files import existing_file, stored_in
+from going_modular.vit.files import existing_file, read_stored
 from going_modular.vit.names import (
     JAX,
     OURS,
@@ -65,15 +65,13 @@ def load_vit(weights: str | Path | Tensors, *, head: bool = True, **overrides) -
         FileNotFoundError, ValueError: see `read_weights`, `config_from_state_dict` and
             `load_weights`.
     """
-    stored = None
-    if isinstance(weights, str | Path):
-        path, weights = weights, read_weights(weights)
-        stored = stored_in(path)
-    config = stored.config if stored else config_from_state_dict(weights, **overrides)
+    tensors = tensors_of(weights)
+    stored = read_stored(weights) if isinstance(weights, str | Path) else None
+    config = stored.config if stored else config_from_state_dict(tensors, **overrides)
     vit = ViT(replace(config, **overrides))
     load_weights(
         vit,
-        weights,
+        tensors,
         head=head and vit.config.num_classes == config.num_classes,
         interpolate=True,
         grid=config.grid,
@@ -93,11 +91,14 @@ def normalization_of(weights: str | Path | Tensors) -> Normalization:
     Raises:
         FileNotFoundError, ValueError: see `read_weights`; also if the names are unknown.
     """
-    if isinstance(weights, str | Path):
-        if stored := stored_in(weights):
-            return stored.normalization
-        weights = read_weights(weights)
-    return naming_of(weights).normalization
+    tensors = tensors_of(weights)
+    stored = read_stored(weights) if isinstance(weights, str | Path) else None
+    return stored.normalization if stored else naming_of(tensors).normalization
+
+
+def tensors_of(weights: str | Path | Tensors) -> Tensors:
+    """The tensors by name of a file, see `read_weights`, or of a state_dict."""
+    return read_weights(weights) if isinstance(weights, str | Path) else weights
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
