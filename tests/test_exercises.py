@@ -1,4 +1,4 @@
-"""The exercises and their solutions: as files, and as what a learner meets."""
+"""The exercises and their solutions, as files and as a learner sees them."""
 
 import copy
 import functools
@@ -6,11 +6,20 @@ import re
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from going_modular.checks import NotYet, is_close, require_number, require_tensor, result_of
+from going_modular.checks import (
+    NotYet,
+    getting_setup,
+    is_close,
+    patch_embedding,
+    require_number,
+    require_tensor,
+    result_of,
+)
 from going_modular.publishing import notebooks
 
 EXERCISES = notebooks.EXERCISES
@@ -23,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interacti
 
 
 @pytest.fixture(autouse=True)
-def small_and_drawn(monkeypatch):
+def small_drawn_images(monkeypatch):
     monkeypatch.setenv("FOODVISION_SIZE", "smoke")
     monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")
     monkeypatch.delenv("VIT_WEIGHTS", raising=False)
@@ -74,7 +83,7 @@ def test_every_exercise_ends_with_a_check(path, solution):
 
 @each_pair
 def test_a_solution_differs_by_its_answers_alone(path, solution):
-    """Otherwise: `python -m going_modular.publishing.notebooks solve`."""
+    """If it fails: `python -m going_modular.publishing.notebooks solve`."""
     given, stored = (nbformat.read(p, as_version=4) for p in (path, solution))
     expected = notebooks.with_answers(given, stored)
     assert [(c.id, c.source) for c in stored.cells] == [(c.id, c.source) for c in expected.cells]
@@ -106,9 +115,9 @@ def test_solving_needs_every_answer(path, solution):
         notebooks.with_answers(given, stored)
 
 
-def test_a_rounded_number_is_told_from_a_wrong_one():
-    for answer, said in ((0.667, "nearly"), (0.6, "think again"), (0.6666, "nearly")):
-        with pytest.raises(NotYet, match=said):
+def test_a_rounded_number_gets_its_own_hint():
+    for answer, hint in ((0.667, "very close"), (0.6, "think again"), (0.6666, "very close")):
+        with pytest.raises(NotYet, match=hint):
             require_number("x", answer, 2 / 3, "think again")
     require_number("x", 2 / 3, 2 / 3, "think again")
     with pytest.raises(NotYet, match="think again"):  # a whole number is not rounded
@@ -123,7 +132,7 @@ def test_solving_with_photos_writes_nothing(monkeypatch):
     assert notebooks.SOLUTIONS[3].read_bytes() == before
 
 
-def test_an_answer_of_another_kind_is_wrong_and_of_another_precision_is_not():
+def test_is_close_accepts_other_precisions_and_rejects_other_types():
     expected = torch.tensor([0.1, 0.2])
     assert is_close(expected.double() + 1e-7, expected)
     for answer in ([0.1, 0.2], expected.numpy(), expected[None], expected + 1e-3, ...):
@@ -131,7 +140,7 @@ def test_an_answer_of_another_kind_is_wrong_and_of_another_precision_is_not():
 
 
 def spoil(answer):
-    """An answer a little wrong."""
+    """Return a slightly wrong version of an answer."""
     if isinstance(answer, bool):
         return not answer
     if isinstance(answer, (int, float)):
@@ -147,7 +156,7 @@ def spoil(answer):
         return answer | {first: spoil(answer[first])}
     if isinstance(answer, nn.Module):
         wrong = copy.deepcopy(answer)
-        wrong.register_forward_hook(lambda module, given, result: spoil(result))
+        wrong.register_forward_hook(lambda module, args, output: spoil(output))
         return wrong
     if isinstance(answer, type):
 
@@ -165,8 +174,8 @@ def spoil(answer):
 
 
 @each_pair
-def test_checks_take_the_solution_and_nothing_a_little_wrong(path, solution, capsys):
-    """And their hints do not tell the answer."""
+def test_checks_accept_the_solution_and_reject_slightly_wrong_answers(path, solution, capsys):
+    """The hints must not contain the answer either."""
     names = {}
     for cell in code_of(solution):
         if kind_of(cell) != "check":
@@ -199,13 +208,14 @@ def test_the_solutions_run_as_notebooks(path, solution):
 
 
 @pytest.mark.parametrize(
-    "answer, hint", [(..., "replace the dots"), ("7", "and is str"), (True, "is bool"), (6, "more")]
+    "answer, hint",
+    [(..., "replace the dots"), ("7", "its type is str"), (True, "its type is bool"), (6, "more")],
 )
 def test_a_number_that_is_wrong_gets_a_hint(answer, hint):
     with pytest.raises(NotYet, match=hint):
         require_number("answer", answer, 7, "more")
     require_number("answer", 7.0000001, 7.0, "more")
-    with pytest.raises(NotYet, match="more"):  # a count is right to the last one
+    with pytest.raises(NotYet, match="more"):  # a whole number must be exact
         require_number("answer", 7_000_001, 7_000_000, "more")
 
 
@@ -213,13 +223,29 @@ def test_a_tensor_that_is_wrong_gets_a_hint():
     expected = torch.ones(2, 3)
     for answer, hint in (
         (..., "replace the dots"),
-        ([1, 1], "is list"),
+        ([1, 1], "its type is list"),
         (torch.ones(3, 2), r"has the shape \(3, 2\), not \(2, 3\)"),
-        (torch.zeros(2, 3), "the right shape, but other numbers: more"),
+        (torch.zeros(2, 3), "the right shape but wrong numbers: more"),
     ):
         with pytest.raises(NotYet, match=hint):
             require_tensor("answer", answer, expected, "more")
     require_tensor("answer", expected + 1e-7, expected, "more")
+
+
+def test_a_split_that_draws_from_numpys_shared_generator_is_rejected():
+    def split(num_images, num_held_out, seed):
+        order = np.random.default_rng(seed).permutation(num_images).tolist()
+        np.random.rand()
+        return order[num_held_out:], order[:num_held_out]
+
+    np.random.rand()  # mid-sequence, so that the next number changes only the position
+    with pytest.raises(NotYet, match="changes the random numbers"):
+        getting_setup.a_generator_of_its_own(split)
+
+
+def test_a_linear_layer_of_the_wrong_size_gets_a_hint():
+    with pytest.raises(NotYet, match="an nn.Linear from P²C numbers to D, here from 48 to 10"):
+        patch_embedding.pixel_by_pixel(lambda conv: nn.Linear(conv.weight[0].numel(), 9))
 
 
 def test_an_error_in_an_answer_comes_through():
@@ -228,7 +254,7 @@ def test_an_error_in_an_answer_comes_through():
 
 
 def test_a_learner_sees_the_hint_and_no_traceback(tmp_path):
-    """The real notebook, untouched, in a real kernel."""
+    """Run an unanswered exercise notebook in a Jupyter kernel."""
     path = EXERCISES[0]
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:

@@ -150,8 +150,8 @@ def pixel_by_pixel(linear_like: Callable) -> None:
         by_pixel = by_channel.unflatten(2, (C, P * P)).transpose(2, 3).flatten(2)
         linear = result_of(linear_like, conv)
         require(
-            isinstance(linear, nn.Linear) and linear.in_features == P * P * C,
-            f"it should return an nn.Linear that takes P²C numbers, here {P * P * C}",
+            isinstance(linear, nn.Linear) and tuple(linear.weight.shape) == (D, P * P * C),
+            f"it should return an nn.Linear from P²C numbers to D, here from {P * P * C} to {D}",
         )
         require(linear.bias is not None, "the convolution has a bias. The linear layer has none")
         with torch.inference_mode():

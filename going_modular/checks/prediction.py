@@ -18,39 +18,42 @@ from going_modular.images.transforms import evaluation_transform
 
 
 def what_is_seen(seen, stretched) -> None:
-    """Exercise 10.1: what ViT-B/16's transform keeps of a photo, and what squeezing does."""
+    """Exercise 10.1: the area that ViT-B/16's transform keeps, and the effect of squeezing."""
     width, height = 600, 400
     transform = evaluation_transform(224)
     (crop,), (resized,) = transform.crop_size, transform.resize_size
     scale = resized / min(width, height)
     shares = [crop / (side * scale) for side in (width, height)]
     require_answers(seen=seen)
-    require(seen != shares[1], "that is the share of the height; and of the width?")
+    require(seen != shares[1], "seen: this is the share of the height. What about the width?")
     require(
         seen != shares[1] ** 2,
-        "the photo is wider than it is high, so more of its width is cut off",
+        "seen: the photo is wider than it is high. Is the same share of both sides kept?",
     )
     require_number(
         "seen",
         seen,
         shares[0] * shares[1],
-        "how large is the photo once its shorter side is resized? Which share of its "
-        "width, and which of its height, is inside the square?",
+        "how large is the photo after its shorter side is resized? Which share of its "
+        "width and which share of its height are inside the square?",
     )
     require_answers(stretched=stretched)
-    require(stretched != height / width, "is the pizza now higher than wide, or the reverse?")
+    require(stretched != height / width, "stretched: is the pizza now higher or wider?")
     require_number(
         "stretched",
         stretched,
         width / height,
-        "600 pixels of width and 400 of height become equally long: by which factor is "
+        "600 pixels of width and 400 of height become equally long. By which factor is "
         "each divided?",
     )
-    right("One way loses the rim, the other the shape. Use the one that was measured.")
+    right(
+        "Cropping loses the edges, squeezing the shape. Use the transform that the model "
+        "was evaluated with."
+    )
 
 
 def transparency(lay_on: Callable) -> None:
-    """Exercise 10.2: pictures with transparency on a background of any colour."""
+    """Exercise 10.2: transparent pictures on a background of any color."""
     generator = torch.Generator().manual_seed(10)
     for H, W in ((5, 7), (3, 2)):
         picture = torch.rand(4, H, W, generator=generator)
@@ -59,11 +62,11 @@ def transparency(lay_on: Callable) -> None:
         expected = torch.lerp(color[:, None, None].expand(3, H, W), colors, alpha)
         result = result_of(lay_on, picture, color)
         for wrong, hint in (
-            (colors, "a pixel with α = 0 shows nothing of its own colour"),
-            (colors * alpha, "that is on black: where α < 1, the background shows"),
+            (colors, "which color should a pixel with α = 0 show?"),
+            (colors * alpha, "your background is black. Where does `color` come in?"),
             (
                 torch.lerp(colors, color[:, None, None], alpha),
-                "α is how much of the picture is seen, and not of the background",
+                "does α say how much you see of the picture or of the background?",
             ),
         ):
             require(not is_close(result, wrong), hint)
@@ -78,59 +81,58 @@ def transparency(lay_on: Callable) -> None:
 
 
 def temperature(with_temperature: Callable, best_temperature: Callable) -> None:
-    """Exercise 10.3: softer probabilities, and the temperature that fits best."""
+    """Exercise 10.3: probabilities at a temperature, and the temperature that fits best."""
     generator = torch.Generator().manual_seed(10)
     logits = 5 * torch.randn(7, 4, generator=generator)
     for T in (2.5, 0.4):
         result = result_of(with_temperature, logits, T)
         for wrong, hint in (
-            ((logits * T).softmax(dim=1), "a higher temperature should soften"),
-            (logits.softmax(dim=1) / T, "these do not sum to 1: divide the logits, before softmax"),
             (
-                (logits / T).softmax(dim=0),
-                "softmax over the classes of an image, not over the images",
+                (logits * T).softmax(dim=1),
+                "a higher temperature should bring the probabilities closer. Yours go apart",
             ),
+            (
+                logits.softmax(dim=1) / T,
+                "the probabilities do not sum to 1. Does the division come before softmax?",
+            ),
+            ((logits / T).softmax(dim=0), "is your softmax over the classes or over the images?"),
         ):
             require(not is_close(result, wrong), hint)
         require_tensor(
             f"the probabilities at T = {T}",
             result,
             (logits / T).softmax(dim=1),
-            "softmax of the logits divided by T",
+            "divide first, then softmax over the classes",
         )
     choices = [0.25, 0.5, 1, 2, 4, 8]
-    for truth in (4, 0.5):  # logits that are too large by so much
-        fair = 2 * torch.randn(2000, 3, generator=generator)
-        labels = fair.softmax(dim=1).multinomial(1, generator=generator).squeeze(1)
-        losses = [F.cross_entropy(fair * truth / T, labels).item() for T in choices]
-        found = result_of(best_temperature, fair * truth, labels, choices)
-        require(
-            found != choices[losses.index(max(losses))],
-            "that is the temperature with the largest loss",
-        )
-        twice = [F.cross_entropy((fair * truth / T).softmax(dim=1), labels).item() for T in choices]
+    for scale in (4, 0.5):  # the temperature that makes the logits calibrated again
+        calibrated = 2 * torch.randn(2000, 3, generator=generator)
+        labels = calibrated.softmax(dim=1).multinomial(1, generator=generator).squeeze(1)
+        logits = scale * calibrated
+        losses = [F.cross_entropy(logits / T, labels).item() for T in choices]
+        best, worst = choices[losses.index(min(losses))], choices[losses.index(max(losses))]
+        found = result_of(best_temperature, logits, labels, choices)
+        require(found != worst, "this is the temperature with the largest loss")
+        twice = [F.cross_entropy((logits / T).softmax(dim=1), labels).item() for T in choices]
         best_twice = choices[twice.index(min(twice))]
         require(
-            found != best_twice or best_twice == choices[losses.index(min(losses))],
-            "is softmax done twice? F.cross_entropy takes logits, and does it itself",
+            found != best_twice or best_twice == best,
+            "do you apply softmax twice? Look up what F.cross_entropy takes",
         )
         require_number(
-            "best_temperature",
-            found,
-            choices[losses.index(min(losses))],
-            "which of the choices has the smallest cross-entropy?",
+            "best_temperature", found, best, "which of the choices has the smallest cross-entropy?"
         )
-    right("No guess has changed, so the accuracy is the same: only the claims are.")
+    right("The guesses and the accuracy stay the same. Only the probabilities change.")
 
 
 def most_wrong(most_wrong: Callable) -> None:
-    """Exercise 10.4: the images that a classifier is most surely wrong about."""
+    """Exercise 10.4: the images where a classifier is wrong and most sure."""
     generator = torch.Generator().manual_seed(10)
     for images, K, strength in ((40, 3, 1.5), (30, 4, 0.5), (25, 3, 40.0)):
         labels = torch.randint(K, (images,), generator=generator)
         logits = 2 * torch.randn(images, K, generator=generator)
         logits += strength * F.one_hot(labels, K)
-        # The same for softmax; whoever sorts by logits is misled
+        # An offset for each image. Softmax ignores it, but it misleads a sort by logits.
         logits += 20 * torch.rand(images, 1, generator=generator)
         sure, guess = logits.softmax(dim=1).max(dim=1)
         wrong = (guess != labels).nonzero().flatten()
@@ -143,32 +145,31 @@ def most_wrong(most_wrong: Callable) -> None:
             )
             require(
                 len(found) == 0 or not found.is_floating_point(),
-                "most_wrong should return the numbers of images: whole numbers",
+                "most_wrong should return the numbers of images, which are whole numbers",
             )
-            given, expected = found.tolist(), wrong[order][:count].tolist()
-            if given == expected:
+            answer, expected = found.tolist(), wrong[order][:count].tolist()
+            if answer == expected:
                 continue
             require(
-                not set(given) <= set(range(len(wrong))) or given != order[:count].tolist(),
-                "these are places among the wrong ones: which images are they?",
+                not set(answer) <= set(range(len(wrong))) or answer != order[:count].tolist(),
+                "these are places in the list of wrong images. Which images are they?",
             )
             require(
-                set(given) <= set(wrong.tolist()),
-                "there are images among them that the model is right about",
+                set(answer) <= set(wrong.tolist()), "the model is right about some of these images"
             )
             require(
-                len(given) == len(expected),
-                f"{len(wrong)} are wrong and {count} asked for, and it gives "
-                f"{len(given)}: as many as asked for, or all if fewer are wrong",
+                len(answer) == len(expected),
+                f"{len(wrong)} guesses are wrong, and count is {count}. You return {len(answer)} "
+                "images. How many should it be?",
             )
             require(
-                given != wrong[order.flip(0)][:count].tolist(),
-                "the largest probability comes first",
+                answer != wrong[order.flip(0)][:count].tolist(),
+                "is the largest probability first or last?",
             )
             by_logit = logits.max(dim=1).values[wrong].argsort(descending=True)
             require(
-                given != wrong[by_logit][:count].tolist(),
-                "sorted by logits: how sure a model is, its probabilities say",
+                answer != wrong[by_logit][:count].tolist(),
+                "your images are sorted by their logits. What says how sure the model is?",
             )
-            require(False, "sort by the probability of the guess, the largest first")
-    right("Look at these first: some turn out to be wrong labels.")
+            require(False, "the images are right, but how are they sorted?")
+    right("Look at these images first. Sometimes the label is wrong, not the model.")

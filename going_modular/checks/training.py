@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,82 +26,75 @@ RUNS = {"small batches": (30, 10), "large batches": (90, 10), "large batches for
 
 
 def steps_by_hand(steps_of_32, steps_of_90, epochs_of_90, paper_steps) -> None:
-    """Exercise 8.1: how many steps are taken in an epoch, and in all."""
-    answers = {
+    """Exercise 8.1: the number of steps in a training run."""
+    runs = {
         "steps_of_32": (steps_of_32, 180, 32, 10),
         "steps_of_90": (steps_of_90, 180, 90, 10),
         "paper_steps": (paper_steps, 1_281_167, 4096, 300),
     }
-    for name, (answer, images, batch, epochs) in answers.items():
+    for name, (answer, images, batch_size, epochs) in runs.items():
         require_answers(**{name: answer})
+        steps_per_epoch = math.ceil(images / batch_size)
         require(
-            not images % batch or answer != images // batch * epochs,
-            f"{name}: the last batch of an epoch is smaller, and makes a step too",
+            images % batch_size == 0 or answer != images // batch_size * epochs,
+            f"{name}: does the last, smaller batch of an epoch take a step?",
         )
-        require(answer != math.ceil(images / batch), f"{name}: these are the steps of one epoch")
+        require(answer != steps_per_epoch, f"{name}: these are the steps of one epoch")
         require_number(
             name,
             answer,
-            math.ceil(images / batch) * epochs,
-            "how many batches make up all images, the last one not full? So many steps "
-            "in each epoch",
+            steps_per_epoch * epochs,
+            "how many batches are there in an epoch, and how many epochs?",
         )
     require_number(
         "epochs_of_90",
         epochs_of_90,
         math.ceil(180 / 32) * 10 * 90 // 180,
-        "steps in all, divided by the steps that an epoch has now",
+        "how many steps should it be in all, and how many are there in an epoch now?",
     )
-    right("At the same number of epochs a larger batch takes fewer steps.")
+    right("For the same number of epochs, a larger batch takes fewer steps.")
 
 
 def loop_by_hand(training_losses: Callable) -> None:
     """Exercise 8.2: a training loop."""
-    data, labels = noise(11, 6), torch.arange(11) % 4
+    images, labels = noise(11, 6), torch.arange(11) % 4
 
-    def losses_by(loop) -> list[float]:
+    def losses_of(loop: Callable) -> list[float]:
+        """Run a loop on a new model, in batches of 4, for three epochs."""
         model = give_random_values(nn.Linear(6, 4))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-        return loop(model, optimizer, data, labels, 4, 3)
+        return loop(model, optimizer, images, labels, 4, 3)
 
-    losses = losses_by(lambda *given: result_of(training_losses, *given))
+    losses = losses_of(lambda *arguments: result_of(training_losses, *arguments))
     require(
-        isinstance(losses, list) and all(isinstance(one, float) for one in losses),
-        "the result should be a list of numbers: loss.item() makes one of a loss",
+        isinstance(losses, list) and all(isinstance(loss, float) for loss in losses),
+        "the result should be a list of numbers. loss.item() turns a loss into a number",
     )
-    expected = losses_by(reference_loop)
-    require(len(losses) != 3 * (len(data) // 4), "the last, smaller batch of each epoch is missing")
-    require(len(losses) != 3, "one number for each step, not for each epoch")
+    expected = losses_of(reference_loop)
+    require(len(losses) != 3 * (len(images) // 4), "one batch of each epoch is missing. Which?")
+    require(len(losses) != 3, "return one number for each step, not for each epoch")
     require(
         len(losses) == len(expected),
-        f"there are {len(losses)} losses for 11 images in batches of 4, three epochs: "
-        "one for each step is asked for",
+        f"there are {len(losses)} losses for 11 images in batches of 4 and three epochs. "
+        "Return one for each step",
     )
-
-    def wrong(**mistake):
-        return losses_by(lambda *given: reference_loop(*given, **mistake))
-
-    require(
-        not all(
-            math.isclose(a, b, rel_tol=1e-4)
-            for a, b in zip(losses, wrong(clear=False), strict=True)
+    for wrong_loop, hint in (
+        (
+            partial(reference_loop, clear=False),
+            "the gradients of earlier steps are still there when backward() adds new ones",
         ),
-        "backward() adds to the gradients that are there: clear them before each step",
-    )
-    require(
-        not all(
-            math.isclose(a, b, rel_tol=1e-4) for a, b in zip(losses, wrong(move=False), strict=True)
-        ),
-        "the weights never move: the optimizer has to take a step",
-    )
+        (partial(reference_loop, move=False), "the weights never change. Who should change them?"),
+    ):
+        wrong = losses_of(wrong_loop)
+        require(not is_close(torch.tensor(losses), torch.tensor(wrong)), hint)
     require_tensor(
         "training_losses",
         torch.tensor(losses),
         torch.tensor(expected),
-        "for each batch in order: loss, gradients from zero, step. Each loss is the "
-        "mean over its batch, before the step",
+        "check the order of the batches and of the lines. Each loss is the mean over its "
+        "batch, before the step",
     )
-    right("`engine.train` has the same four lines inside, and much around them.")
+    right("`engine.train` contains the same four lines, with much around them.")
 
 
 def reference_loop(
@@ -113,11 +107,15 @@ def reference_loop(
     clear: bool = True,
     move: bool = True,
 ) -> list[float]:
-    """The loop of exercise 8.2; without `clear` or `move`, with a mistake."""
+    """Return the losses of the loop of exercise 8.2.
+
+    The loop makes a mistake if `clear` is False, because the gradients add up, or if
+    `move` is False, because the weights stay as they are.
+    """
     losses = []
     for _ in range(epochs):
-        for batch, answers in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            loss = F.cross_entropy(model(batch), answers)
+        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            loss = F.cross_entropy(model(x), y)
             if clear:
                 optimizer.zero_grad()
             loss.backward()
@@ -128,7 +126,10 @@ def reference_loop(
 
 
 def noisy_patterns() -> tuple[torch.Tensor, torch.Tensor]:
-    """180 images (3, 16, 16) of three patterns under strong noise, and their labels."""
+    """Return 180 images of three patterns under strong noise, and their labels.
+
+    Shapes: (180, 3, 16, 16) and (180,).
+    """
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(180) % 3
     patterns = torch.randn(3, 3, 16, 16, generator=generator)
@@ -136,7 +137,7 @@ def noisy_patterns() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def fresh_vit() -> ViT:
-    """A very small ViT for the noisy patterns, with the same numbers each time."""
+    """Return a very small ViT for the noisy patterns, initialized the same each time."""
     set_seeds(42)
     return ViT(
         ViTConfig(
@@ -153,7 +154,7 @@ def fresh_vit() -> ViT:
 
 
 def larger_batches(last_loss, learns_least) -> None:
-    """Exercise 8.3: larger batches, and longer training, measured."""
+    """Exercise 8.3: measure larger batches and longer training."""
     require_answers(last_loss=last_loss, learns_least=learns_least)
     require(
         isinstance(last_loss, dict) and set(last_loss) == set(RUNS),
@@ -170,23 +171,25 @@ def larger_batches(last_loss, learns_least) -> None:
             f'last_loss["{name}"]',
             last_loss[name],
             losses[-1],
-            "does each run start with a fresh ViT and an optimizer for it? Its loss in "
-            "the last step is asked for",
+            "does each run start with a fresh ViT and a new optimizer for it? Is this the "
+            "loss of its last step?",
             rel_tol=0.1,
         )
     require(learns_least in RUNS, "learns_least should be one of the three names")
     require(
-        learns_least == max(measured, key=measured.get),
-        "learns_least: which run ends with the largest loss?",
+        learns_least == max(measured, key=lambda name: measured[name]),
+        "learns_least: compare the last losses of the three runs",
     )
     right(
-        "What the large batch lacked was steps. Given as many, it gets as far, and has "
-        "read three times the images. One may also raise the learning rate with it."
+        "The large batch had too few steps. With as many steps it gets as far, but it "
+        "reads three times as many images. A larger learning rate can also help."
     )
 
 
-def one_step(optimizer_class, w: torch.Tensor, gradients, lr, decay) -> torch.Tensor:
-    """The weights after one step for each of the gradients."""
+def weights_after(
+    optimizer_class: Callable, w: torch.Tensor, gradients: list, lr: float, decay: float
+) -> torch.Tensor:
+    """Return the weights after the optimizer has taken one step for each gradient."""
     weight = nn.Parameter(w.clone())
     optimizer = optimizer_class([weight], lr=lr, weight_decay=decay)
     for gradient in gradients:
@@ -196,35 +199,37 @@ def one_step(optimizer_class, w: torch.Tensor, gradients, lr, decay) -> torch.Te
 
 
 def decay_apart(after_adam, after_adamw, adamw_step: Callable) -> None:
-    """Exercise 8.4: AdamW's step, and where Adam with L2 goes instead."""
+    """Exercise 8.4: a step of AdamW, and a step of Adam with L2."""
     w, gradients = torch.tensor([2.0]), [torch.tensor([-0.1])]
     for name, answer, optimizer_class, hint in (
         (
             "after_adam",
             after_adam,
             torch.optim.Adam,
-            "the decay times w is added to the gradient first; of the sum only the sign is left",
+            "what does L2 add to the gradient? Which sign does the sum have?",
         ),
         (
             "after_adamw",
             after_adamw,
             torch.optim.AdamW,
-            "first shrink w by its share, then step by the learning rate, against the "
-            "sign of the gradient alone",
+            "the decay and the step are separate. How much does w shrink, and which way "
+            "does the gradient alone move it?",
         ),
     ):
-        expected = one_step(optimizer_class, w, gradients, 0.1, 0.2).item()
+        expected = weights_after(optimizer_class, w, gradients, 0.1, 0.2).item()
         require_number(name, answer, expected, hint, rel_tol=1e-4)
 
     w, lr, decay = noise(5), 0.01, 3.0
     gradients = list(0.1 + noise(4, 5))
 
-    def run(step):
+    def run(step: Callable) -> torch.Tensor:
+        """Take one step for each gradient and return the weights."""
         weight, m, v = w, torch.zeros(5), torch.zeros(5)
         for t, gradient in enumerate(gradients, 1):
             result = step(weight.clone(), gradient, m, v, t, lr, decay)
             require(
-                isinstance(result, tuple) and len(result) == 3, "return the three tensors w, m, v"
+                isinstance(result, tuple) and len(result) == 3,
+                "adamw_step should return the three tensors w, m, v",
             )
             weight, m, v = result
             require(
@@ -233,74 +238,70 @@ def decay_apart(after_adam, after_adamw, adamw_step: Callable) -> None:
             )
         return weight
 
-    stepped = run(lambda *given: result_of(adamw_step, *given))
+    answer = run(lambda *arguments: result_of(adamw_step, *arguments))
 
     def uncorrected(w, g, m, v, t, lr, decay):
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         return (1 - lr * decay) * w - lr * m / (v.sqrt() + 1e-8), m, v
 
-    known = (
+    for wrong, hint in (
         (
-            one_step(torch.optim.Adam, w, gradients, lr, decay),
-            "this is Adam with L2: the decay must not enter the gradient",
+            weights_after(torch.optim.Adam, w, gradients, lr, decay),
+            "this is Adam with L2. Where does AdamW apply the decay?",
         ),
-        (run(uncorrected), "m and v start at zero: divide by 1 - β^t before use"),
-        (one_step(torch.optim.AdamW, w, gradients, lr, 0.0), "the weights do not decay"),
+        (run(uncorrected), "m and v start at zero. How does the formula correct that?"),
+        (weights_after(torch.optim.AdamW, w, gradients, lr, 0.0), "the weights do not decay"),
         (
-            one_step(torch.optim.AdamW, w, gradients, lr, decay / lr),
-            "the decay is multiplied by the learning rate",
+            weights_after(torch.optim.AdamW, w, gradients, lr, decay / lr),
+            "in the formula, what is the decay multiplied by?",
         ),
-    )
-    for wrong, hint in known:
-        require(not torch.allclose(stepped, wrong, atol=1e-5), hint)
+    ):
+        require(not is_close(answer, wrong), hint)
     require_tensor(
         "w after four steps",
-        stepped,
-        one_step(torch.optim.AdamW, w, gradients, lr, decay),
-        "compare each line with the formula; are m and v handed back, uncorrected?",
+        answer,
+        weights_after(torch.optim.AdamW, w, gradients, lr, decay),
+        "compare each line with the formula. Which m and v does the next step need?",
     )
-    right(
-        "The loss wanted a larger weight. AdamW gave way to it; Adam's L2 made the weight smaller."
-    )
+    right("The loss asked for a larger weight. AdamW followed it, and Adam with L2 did not.")
 
 
 def what_a_matrix_tells(recall: Callable, collapsed: Callable) -> None:
-    """Exercise 8.5: recall of each class, and whether a model gives one answer only."""
+    """Exercise 8.5: the recall of each class, and whether a model has collapsed."""
     counts = torch.tensor([[14, 1, 5], [0, 9, 3], [2, 4, 6]])
     found = result_of(recall, counts)
-    right_ones = counts.diagonal()
+    right_answers = counts.diagonal()
     for wrong, hint in (
         (
-            right_ones / counts.sum(dim=0),
-            "this is precision, how often an answer is right: you divide by the sum of "
-            "a column, and a true class is a row",
+            right_answers / counts.sum(dim=0),
+            "this is the precision, the share of a column. Is a true class a row or a column?",
         ),
-        (right_ones / counts.sum(), "divide by the images of the class, not by all images"),
+        (right_answers / counts.sum(), "you divide by all images. Which images count for a class?"),
     ):
         require(not is_close(found, wrong), hint)
     require_tensor(
         "recall(counts)",
         found,
-        right_ones / counts.sum(dim=1),
-        "of the images of a class, the share that is called so",
+        right_answers / counts.sum(dim=1),
+        "how many images has each class, and how many of them are recognized?",
     )
-    cases = (
-        ([[0, 5, 0], [0, 7, 0], [0, 3, 0]], "every image is called class 1"),
-        ([[4, 0, 0], [0, 4, 0], [0, 0, 4]], "all answers are right"),
-        ([[0, 5, 0], [0, 7, 0], [1, 2, 0]], "one image is called class 0"),
-        ([[0, 0, 0], [0, 9, 0], [0, 0, 0]], "there are images of one class only"),
-        ([[0, 0, 3], [0, 0, 0], [0, 0, 2]], "two classes, and one answer"),
-    )
-    for rows, what in cases:
+    for rows, case in (
+        ([[0, 5, 0], [0, 7, 0], [0, 3, 0]], "every image is predicted as class 1"),
+        ([[4, 0, 0], [0, 4, 0], [0, 0, 4]], "every prediction is right"),
+        ([[0, 5, 0], [0, 7, 0], [1, 2, 0]], "one image is predicted as class 0"),
+        ([[0, 0, 0], [0, 9, 0], [0, 0, 0]], "all images belong to one class"),
+        ([[0, 0, 3], [0, 0, 0], [0, 0, 2]], "there are two true classes and one prediction"),
+    ):
         counts = torch.tensor(rows)
         answer = result_of(collapsed, counts)
         require(
             isinstance(answer, bool),
-            f"collapsed should return True or False, and gives {type(answer).__name__}",
+            f"collapsed should return True or False, but it returns a {type(answer).__name__}",
         )
-        true, said = (counts.sum(dim=d).count_nonzero().item() for d in (1, 0))
-        require(answer == (said == 1 and true > 1), f"collapsed(counts) is {answer} where {what}")
+        num_true, num_predicted = (int(counts.sum(dim=d).count_nonzero()) for d in (1, 0))
+        expected = num_predicted == 1 and num_true > 1
+        require(answer == expected, f"collapsed(counts) is {answer}, but {case}")
     right(
-        "A collapsed model has a recall of 1 for one class and 0 for the others, so "
-        "their mean is 1/K, whatever its accuracy."
+        "A collapsed model has a recall of 1 for one class and of 0 for the others. So the "
+        "mean recall is 1/K, whatever the accuracy."
     )

@@ -53,7 +53,7 @@ def fit_classifier() -> Classifier:
     train, test = (engine.extract_features(backbone, x, DEVICE) for x in loaders)
     K = len(class_names)
     set_seeds(42)
-    head = nn.Linear(backbone.embedding_dim, K)
+    head = nn.Linear(train.tensors[0].shape[1], K)  # D features
     _, results = fit(head, HEAD, train, test, K, device=DEVICE, progress=False)
     right = round(results["test_acc"][-1] * len(test))
     description = (
