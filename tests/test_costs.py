@@ -44,6 +44,9 @@ def test_the_measurement_divides_by_the_peak_of_the_machine(monkeypatch, capsys)
     assert f"{peak / 1e9:.0f} GFLOP/s" in printed and printed.endswith(f" {share:.2f}\n")
 
 
+# webdataset leaves the tar file open until its reader is collected
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_the_pages_loader_of_tar_files_feeds_the_engine(tmp_path):
     """The snippet as it stands there, but for the size and the place of the files."""
     webdataset = pytest.importorskip("webdataset")
