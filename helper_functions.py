@@ -55,7 +55,7 @@ def show_images(
     for i, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
         if isinstance(image, torch.Tensor):
             image = image.detach().cpu()
-            image = image.permute(1, 2, 0) if image.ndim == 3 else image
+            image = (image.permute(1, 2, 0) if image.ndim == 3 else image).numpy()
         axis.imshow(image, **imshow_options)
         if i < len(titles):
             axis.set_title(titles[i])
