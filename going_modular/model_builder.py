@@ -245,10 +245,10 @@ class ViT(nn.Module):
                 f"expected {what} of shape (B, {', '.join(map(str, shape))}), got "
                 f"{tuple(x.shape)}; for another height and width: interpolate=True"
             )
-        z = self.patch_embedding(x)  # (B, N, D)
+        tokens = [self.patch_embedding(x)]  # (B, N, D)
         if self.config.num_class_tokens:
-            class_token = self.class_token.expand(z.shape[0], -1, -1)  # (B, 1, D)
-            z = torch.cat([class_token, z], dim=1)  # (B, N+1, D)
+            tokens.insert(0, self.class_token.expand(x.shape[0], -1, -1))  # (B, 1, D)
+        z = torch.cat(tokens, dim=1)  # (B, N+1, D)
         E_pos = self.positions((x.shape[2] // P, x.shape[3] // P))
         return self.dropout(z + E_pos)  # equation 1
 

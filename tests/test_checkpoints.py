@@ -2,6 +2,7 @@ import copy
 import os
 import random
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -144,6 +145,12 @@ def test_a_run_that_fell_over_goes_on_from_its_last_epoch(tmp_path, step):
     run(path, stop_after=step, how=fall_over)
     assert path.is_file() == (step > 3)
     assert_same_bits(run(path), run())
+
+
+def test_an_optimizer_without_state_goes_on_too(tmp_path):
+    recipe = replace(RECIPE, optimizer="sgd", momentum=0.0)
+    run(tmp_path / "c.pt", stop_after=5, how=interrupt, recipe=recipe)
+    assert_same_bits(run(tmp_path / "c.pt", recipe=recipe), run(recipe=recipe))
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):

@@ -60,6 +60,12 @@ def test_an_average_cannot_be_sharded():
         fit.fit(tiny_vit(), recipe, [], [], 5, device=torch.device("cpu"), sharding="fsdp")
 
 
+def test_sgd_without_momentum_cannot_be_sharded():
+    recipe = Recipe(epochs=1, optimizer="sgd", momentum=0.0)
+    with pytest.raises(ValueError, match="set a momentum"):
+        fit.fit(tiny_vit(), recipe, [], [], 5, device=torch.device("cpu"), sharding="fsdp")
+
+
 def test_the_result_is_the_trained_average():
     torch.manual_seed(0)
     images = TensorDataset(torch.rand(8, 3, 32, 32), torch.arange(8) % 5)

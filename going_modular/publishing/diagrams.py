@@ -279,7 +279,7 @@ EQUATIONS = (
         r"$\mathbf{z}_0 = [\mathbf{x}_\mathrm{class};\, \mathbf{x}_p^1\mathbf{E};\, "
         r"\cdots;\, \mathbf{x}_p^N\mathbf{E}] + \mathbf{E}_{pos}$",
         ViT.embed,
-        (r"^z = self\.patch", "^class_token =", r"^z = torch\.cat", "^E_pos =", "^return"),
+        ("^tokens =", r"^tokens\.insert", "^z =", "^E_pos =", "^return"),
     ),
     (
         "two",

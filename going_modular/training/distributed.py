@@ -26,7 +26,6 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default
 from going_modular.utils import get_device
 
 SHARDINGS = ("ddp", "fsdp")
-FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def process_count() -> int:
@@ -133,12 +132,12 @@ def full_state_dicts(model: nn.Module, optimizer: torch.optim.Optimizer) -> tupl
 
     All processes have to call this; of a sharded model only process 0 gets them.
     """
-    return get_state_dict(model, optimizer, options=FULL)
+    return get_state_dict(model, optimizer, options=state_dict_options(model))
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Any]:
     """The model's part of `full_state_dicts`."""
-    return get_model_state_dict(model, options=FULL)
+    return get_model_state_dict(model, options=state_dict_options(model))
 
 
 def load_full_state_dicts(
@@ -147,8 +146,21 @@ def load_full_state_dicts(
     """Load what `full_state_dicts` gave, on all processes."""
     weights, optimizer_state = states
     set_state_dict(
-        model, optimizer, model_state_dict=weights, optim_state_dict=optimizer_state, options=FULL
+        model,
+        optimizer,
+        model_state_dict=weights,
+        optim_state_dict=optimizer_state,
+        options=state_dict_options(model),
     )
+
+
+def state_dict_options(model: nn.Module) -> StateDictOptions:
+    """Gather the parts of a sharded model; a whole one needs no gathering.
+
+    Gathering fails for an optimizer that keeps no tensors, as SGD without momentum.
+    """
+    is_sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return StateDictOptions(full_state_dict=is_sharded, cpu_offload=True)
 
 
 class BatchShards(Sampler[list[int]]):

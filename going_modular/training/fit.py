@@ -75,6 +75,11 @@ def fit(
         raise ValueError(
             'averaged weights cannot be sharded: set average_decay to 0, or use sharding="ddp"'
         )
+    if recipe.optimizer == "sgd" and not recipe.momentum and sharding == "fsdp":
+        raise ValueError(
+            "SGD without momentum keeps no state, and PyTorch cannot save that in shards: set "
+            'a momentum, or use sharding="ddp"'
+        )
     train_loader, test_loader = (
         shard_dataloader(
             data_setup.create_dataloader(

@@ -1,7 +1,6 @@
 """Has a GPU the memory for a training? Formulas, and the check before it starts."""
 
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.training.recipes import Recipe, parameter_groups
@@ -45,25 +44,6 @@ def matrix_numbers(config: ViTConfig) -> int:
     with torch.device("meta"):
         matrices, _ = parameter_groups(ViT(config), Recipe(epochs=1))
     return sum(parameter.numel() for parameter in matrices["params"])
-
-
-def measured_activation_bytes(vit: ViT, batch_size: int, precision: str) -> int:
-    """The same, counted: every tensor that PyTorch keeps, but for the parameters."""
-    seen = {parameter.untyped_storage().data_ptr() for parameter in vit.parameters()}
-    kept = []  # the tensors themselves, so that no address is used twice
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        address = tensor.untyped_storage().data_ptr()
-        if address not in seen:
-            seen.add(address)
-            kept.append(tensor)
-        return tensor
-
-    images = torch.rand(batch_size, vit.config.in_channels, *vit.config.image_hw)
-    half = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
-    with saved_tensors_hooks(keep, lambda tensor: tensor), half:
-        vit.train()(images)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept)
 
 
 def state_bytes(config: ViTConfig) -> int:
