@@ -91,7 +91,8 @@ def test_the_command_on_two_processes_writes_what_one_writes(food_folder):
     one, two = (food_folder / name for name in ("one", "two"))
     for name in ("train_loss", "train_acc", "test_loss", "test_acc"):
         first, second = (
-            [json.loads(line)[name] for line in (path / "log.jsonl").open()] for path in (one, two)
+            [json.loads(line)[name] for line in (path / "log.jsonl").read_text().splitlines()]
+            for path in (one, two)
         )
         assert second == pytest.approx(first, abs=1e-5)
     first, second = (load_file(path / "vit.safetensors") for path in (one, two))

@@ -221,7 +221,7 @@ def test_a_download_shows_its_progress_on_stdout(server, data_dir, capsys):
 
 
 def test_the_list_of_hashes_names_the_published_counts():
-    names = [line.split()[1] for line in sources.PHOTO_CHECKSUMS.open()]
+    names = [line.split()[1] for line in sources.PHOTO_CHECKSUMS.read_text().splitlines()]
     folders = [Path(name).parent.as_posix() for name in names]
     counts = {folder: folders.count(folder) for folder in sorted(set(folders))}
     assert counts == {

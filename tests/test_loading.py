@@ -491,7 +491,8 @@ def test_the_three_lines_of_the_readme_that_look_inside(tmp_path, monkeypatch, p
     assert len(code.split("\n\n")[1].splitlines()) == 3
     names = {"vit": vit, "evaluation_transform": transforms.evaluation_transform}
     exec(code, names)
-    assert min(Image.open(tmp_path / "seen.png").size) > 150
+    with Image.open(tmp_path / "seen.png") as picture:
+        assert min(picture.size) > 150
     rollout = names["rollout"][0]
     assert rollout.shape == (197, 197)
     torch.testing.assert_close(rollout.sum(dim=1), torch.ones(197))

@@ -21,6 +21,7 @@ from going_modular.drawings.painting import Material, Scene, Shape
 from going_modular.drawings.pantry import PANTRY
 from going_modular.drawings.synthetic_food import NAMES, draw, draw_scene, make_food_dataset
 from going_modular.images.checksums import read_checksums
+from going_modular.images.reading import load_image
 
 DISHES = [*RECIPES, 0, 1, 2, 3]
 REFERENCE = Path(__file__).with_name("drawn_reference.npz")
@@ -92,9 +93,9 @@ def test_the_data_set_has_foodvision_minis_counts_and_photo_like_sizes(drawn):
         "train": {"pizza": 78, "steak": 75, "sushi": 72},
         "test": {"pizza": 25, "steak": 19, "sushi": 31},
     }
-    sizes = [Image.open(path).size for path in drawn.test_dir.glob("*/*.jpg")]
+    sizes = [load_image(path).size for path in drawn.test_dir.glob("*/*.jpg")]
     assert {max(size) for size in sizes} == {512} and len(set(sizes)) > 10
-    assert Image.open(drawn.custom_photo).size == (768, 1024)
+    assert load_image(drawn.custom_photo).size == (768, 1024)
 
 
 @pytest.fixture

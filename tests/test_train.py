@@ -407,7 +407,7 @@ def test_tensorboard_gets_the_same_figures_where_it_is_installed(folder, monkeyp
     stand_in.SummaryWriter = Writer
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
     train.main(arguments(folder, epochs=2, warmup_steps=0))
-    lines = [json.loads(line) for line in (folder / "run/log.jsonl").open()]
+    lines = [json.loads(line) for line in (folder / "run/log.jsonl").read_text().splitlines()]
     assert written == {line["epoch"]: line for line in lines}
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # not installed
     train.main(arguments(folder, "other", epochs=1, warmup_steps=0))

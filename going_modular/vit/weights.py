@@ -35,10 +35,17 @@ from going_modular.vit.names import (
 )
 from going_modular.vit.positions import Grid, interpolate_pos_embedding
 
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a NumPy archive by name."""
+    with np.load(path) as archive:
+        return dict(archive)
+
+
 UNPICKLE = partial(torch.load, map_location="cpu", weights_only=True)
 READERS: dict[str, Callable[[Path], Any]] = {
     ".safetensors": load_file,
-    ".npz": lambda path: dict(np.load(path)),
+    ".npz": read_npz,
     ".pth": UNPICKLE,
     ".pt": UNPICKLE,
     ".bin": UNPICKLE,
