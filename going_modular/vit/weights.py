@@ -38,8 +38,8 @@ from going_modular.vit.positions import Grid, interpolate_pos_embedding
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a NumPy archive by name."""
-    with np.load(path) as archive:
-        return dict(archive)
+    with path.open("rb") as file:  # np.load leaves a damaged file open
+        return dict(np.load(file))
 
 
 UNPICKLE = partial(torch.load, map_location="cpu", weights_only=True)
