@@ -30,8 +30,8 @@ class Step(NamedTuple):
     """What one step did, summed over all its samples on all processes."""
 
     loss_sum: float
-    correct: float
-    samples: float
+    correct: int
+    samples: int
     grad_norm: float  # before clipping; infinite where float16 overflowed
     lr: float
     batches: int  # of this process's data loader
@@ -55,7 +55,7 @@ class StepOnDevice(NamedTuple):
         """The same step in Python numbers."""
         sums = (self.loss_sum, self.correct, self.samples, self.grad_norm)
         loss_sum, correct, samples, grad_norm = torch.stack(sums).tolist()
-        return Step(loss_sum, correct, samples, grad_norm, self.lr, self.batches)
+        return Step(loss_sum, int(correct), int(samples), grad_norm, self.lr, self.batches)
 
 
 @dataclass
