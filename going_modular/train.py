@@ -75,7 +75,7 @@ def build_vit(
 
 
 def read_images(
-    train_dir: Path,
+    train_folder: PhotoFolder,
     test_dir: Path,
     hold_out: float,
     size: int | tuple[int, int],
@@ -85,15 +85,17 @@ def read_images(
 
     With `hold_out`, that share of the training images takes the test images' place.
     """
-    train: Images = load_resized(train_dir, size)
+    train: Images = load_resized(train_folder.root, size)
     test: Images
     test_name, transform = "test", evaluation_transform(size, *normalization)
     if hold_out:
-        kept, test = data_setup.split_train_validation(train_dir, hold_out, transform=transform)
+        kept, test = data_setup.split_train_validation(
+            train_folder.root, hold_out, transform=transform
+        )
         train, test_name = Subset(train, kept.indices), "held-out"
     else:
         test = PhotoFolder(test_dir, transform)
-        data_setup.check_same_classes(PhotoFolder(train_dir), test)
+        data_setup.check_same_classes(train_folder, test)
     if len(test) <= MAX_IN_MEMORY:
         test = data_setup.load_into_memory(test)
     return train, test, test_name
@@ -118,11 +120,12 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
     """What the command does, on each process."""
     recipe = recipe_of(options)
     train_dir, test_dir, source = image_folders(options)
-    class_names = PhotoFolder(train_dir).classes
+    train_folder = PhotoFolder(train_dir)
+    class_names = train_folder.classes
     vit, normalization, origin = build_vit(options, recipe, class_names)
     size = vit.config.image_size
     train_images, test_images, test_name = read_images(
-        train_dir, test_dir, options.hold_out, size, normalization
+        train_folder, test_dir, options.hold_out, size, normalization
     )
     folder = output_folder(options, train_dir)
     precision = options.precision or best_precision(device)
@@ -198,7 +201,7 @@ def height_and_width(numbers: list[int]) -> int | tuple[int, ...]:
 
 
 def absolute(path: str) -> Path:
-    """A path as the reader means it, seen from the folder of the command."""
+    """A path that starts at the folder of the command, as in any other program."""
     return Path(path).absolute()
 
 
@@ -231,8 +234,9 @@ def build_parser() -> argparse.ArgumentParser:
     }
     add = parser.add_argument
     add("--data", type=absolute, metavar="FOLDER", help=texts["data"])
-    add("--model", choices=MODELS, default="ViT-Mini/12", metavar="NAME", help=texts["model"])
-    add("--weights", type=absolute, metavar="FILE", help=texts["weights"])
+    start = parser.add_mutually_exclusive_group().add_argument
+    start("--model", choices=MODELS, default="ViT-Mini/12", metavar="NAME", help=texts["model"])
+    start("--weights", type=absolute, metavar="FILE", help=texts["weights"])
     add("--image-size", type=int, nargs="+", metavar="PIXELS", help=texts["image_size"])
     add("--patch-size", type=int, metavar="PIXELS", help="height and width of a patch")
     add("--pool", choices=["class_token", "mean"], help="what the head reads")

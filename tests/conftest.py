@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from file_server import file_server
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -36,6 +37,23 @@ def food_folder(tmp_path):
                 pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
     return tmp_path
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A web server on this machine; see `file_server`."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    with file_server() as server:
+        yield server
+
+
+@pytest.fixture
+def data_dir(tmp_path, monkeypatch):
+    """An empty data folder."""
+    monkeypatch.setenv("FOODVISION_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("NO_PROXY", "*")
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
 
 
 @pytest.fixture

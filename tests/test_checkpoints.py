@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_engine import loader, tiny_vit
+from tiny_training import loader, untrained_vit
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -73,7 +73,7 @@ def run(path=None, stop_after=None, how=None, kind="augmented", recipe=RECIPE):
     torch.manual_seed(1)
     random.seed(1)
     np.random.seed(1)
-    vit = tiny_vit(dropout=recipe.dropout, stochastic_depth=recipe.stochastic_depth)
+    vit = untrained_vit(dropout=recipe.dropout, stochastic_depth=recipe.stochastic_depth)
     optimizer = recipes.build_optimizer(vit, recipe)
     method = engine.Method(
         scheduler=recipes.build_scheduler(optimizer, recipe, STEPS),
@@ -208,6 +208,17 @@ def test_another_runs_checkpoint_is_refused_and_says_what_differs(tmp_path):
     Checkpoint(tmp_path / "c.pt", {"lr": 0.1, "seed": 1}).load(*arguments)
     with pytest.raises(ValueError, match=r"\(lr: 0.1 there, 0.3 here\)"):
         Checkpoint(tmp_path / "c.pt", {"lr": 0.3, "seed": 1}).load(*arguments)
+
+
+@pytest.mark.parametrize("content", [b"", b"half a checkpoint", {"weight": torch.zeros(1)}, [1]])
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
+    path = tmp_path / "c.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=r"c\.pt \(\d+ bytes\) cannot be read as a checkpoint"):
+        run(path)
 
 
 def test_random_states_are_restored_for_all_generators():

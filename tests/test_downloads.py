@@ -9,27 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from file_server import FILES, NOBODY, checksums_of, file_server, zip_of
+from file_server import FILES, NOBODY, checksums_of, zip_of
 
 from going_modular.images import downloads, sources
 from going_modular.images.checksums import differences
 from going_modular.images.downloads import DownloadError, download_data, download_file
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "*")
-    with file_server() as server:
-        yield server
-
-
-@pytest.fixture
-def data_dir(tmp_path, monkeypatch):
-    """An empty data folder."""
-    monkeypatch.setenv("FOODVISION_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("NO_PROXY", "*")
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data"
 
 
 @pytest.fixture

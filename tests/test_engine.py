@@ -3,42 +3,16 @@ import math
 
 import pytest
 import torch
+from tiny_training import loader, samples, untrained_vit
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 
-from going_modular import data_setup, engine
-from going_modular.model_builder import ViT, ViTConfig
+from going_modular import engine
 from going_modular.training import progress
 from going_modular.training.checkpoints import Checkpoint
 from going_modular.utils import give_random_values
-
-
-def samples(count=5, features=4, classes=3, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return TensorDataset(
-        torch.randn(count, features, generator=generator),
-        torch.randint(classes, (count,), generator=generator),
-    )
-
-
-def loader(dataset, batch_size=2, shuffle=False):
-    return data_setup.create_dataloader(dataset, batch_size, shuffle)
-
-
-def tiny_vit(**overrides):
-    sizes = dict(
-        image_size=16,
-        patch_size=8,
-        embedding_dim=8,
-        num_layers=1,
-        num_heads=2,
-        mlp_dim=16,
-        num_classes=3,
-    )
-    return ViT(ViTConfig(**(sizes | overrides)))
-
 
 # Metrics
 
@@ -96,7 +70,7 @@ def test_confusion_matrix_rows_are_true_classes():
 
 def run(seed, epochs=3):
     torch.manual_seed(seed)
-    vit = tiny_vit()
+    vit = untrained_vit()
     generator = torch.Generator().manual_seed(0)
     data = TensorDataset(torch.randn(11, 3, 16, 16, generator=generator), torch.arange(11) % 3)
     return engine.train(
@@ -232,7 +206,7 @@ def test_a_gpu_hears_of_a_bad_loss_before_anything_is_saved(monkeypatch, tmp_pat
 
 
 def test_frozen_vit_stays_in_eval_mode_while_its_head_trains():
-    vit = give_random_values(tiny_vit(dropout=0.5))
+    vit = give_random_values(untrained_vit(dropout=0.5))
     for name, parameter in vit.named_parameters():
         parameter.requires_grad = name.startswith("head")
     engine.set_training_mode(vit)
@@ -257,7 +231,7 @@ def test_dropout_of_a_trained_head_stays_on():
 
 
 def test_nothing_frozen_means_everything_trains():
-    vit = tiny_vit()
+    vit = untrained_vit()
     vit.eval()
     engine.set_training_mode(vit)
     assert all(module.training for module in vit.modules())
@@ -267,7 +241,7 @@ def test_nothing_frozen_means_everything_trains():
 
 
 def test_a_head_on_features_is_the_head_of_the_whole_model():
-    vit = give_random_values(tiny_vit(dropout=0.5))
+    vit = give_random_values(untrained_vit(dropout=0.5))
     for name, parameter in vit.named_parameters():
         parameter.requires_grad = name.startswith("head")
     head = copy.deepcopy(vit.head)

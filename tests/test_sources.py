@@ -4,7 +4,7 @@ import hashlib
 import tempfile
 
 import pytest
-from file_server import FILES, NOBODY, checksums_of, file_server, zip_of
+from file_server import FILES, NOBODY, checksums_of, zip_of
 
 from going_modular import data_setup
 from going_modular.drawings import synthetic_food
@@ -14,21 +14,11 @@ from going_modular.images.reading import load_image
 
 
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "*")
-    with file_server() as server:
-        yield server
-
-
-@pytest.fixture
-def data_dir(tmp_path, monkeypatch):
+def data_dir(data_dir, tmp_path, monkeypatch):
     """An empty data folder, and a list of the hashes of `FILES` in place of the photos'."""
     (tmp_path / "photos.sha256").write_text(checksums_of(FILES))
     monkeypatch.setattr(sources, "PHOTO_CHECKSUMS", tmp_path / "photos.sha256")
-    monkeypatch.setenv("FOODVISION_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("NO_PROXY", "*")
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data"
+    return data_dir
 
 
 @pytest.fixture

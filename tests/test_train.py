@@ -221,6 +221,12 @@ def test_what_goes_wrong_is_one_line(folder, changes, message):
     assert error.startswith("python -m going_modular.train: error: ") and message in error
 
 
+def test_weights_have_a_size_of_their_own(folder, capsys):
+    with pytest.raises(SystemExit):
+        train.main(arguments(folder, model="ViT-B/16", weights=folder / "start.safetensors"))
+    assert "--weights: not allowed with argument --model" in capsys.readouterr().err
+
+
 def test_too_little_memory_is_one_line_with_advice(folder, capsys, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")

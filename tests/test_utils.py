@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_vit import TINY
 from torch import nn
 
 from going_modular import utils
-from going_modular.model_builder import ViT, ViTConfig, create_vit
+from going_modular.model_builder import ViT, create_vit
 from going_modular.utils import give_random_values
 
 
@@ -117,17 +118,7 @@ def test_environment_in_two_lines():
 
 
 def test_multiply_adds_equal_the_formula_and_mode_is_kept():
-    vit = ViT(
-        ViTConfig(
-            image_size=32,
-            patch_size=8,
-            embedding_dim=24,
-            num_layers=2,
-            num_heads=3,
-            mlp_dim=40,
-            num_classes=5,
-        )
-    )
+    vit = ViT(TINY)
     T, D = 17, 24
     per_block = 4 * T * D * D + 2 * T * T * D + 2 * T * D * 40
     expected = 16 * 192 * D + 2 * per_block + D * 5

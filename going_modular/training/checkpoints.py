@@ -23,6 +23,8 @@ from going_modular.training.distributed import (
 )
 from going_modular.utils import atomic_write, get_device, project_path
 
+KEYS = {"run", "model", "optimizer", "method", "random", "progress"}  # of a checkpoint
+
 
 class HasState(Protocol):
     """`engine.Method`, or anything else that says which of its parts have a state."""
@@ -39,7 +41,7 @@ class Checkpoint:
     code.
 
     Args:
-        path: a relative one is seen from the repository's root.
+        path: of the file; `utils.project_path` says where a relative one starts.
         run: settings that a run must share with the file to resume from it.
     """
 
@@ -98,6 +100,8 @@ class Checkpoint:
             return None
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
+            if missing := KEYS - state.keys():
+                raise ValueError(f"it has no entry {', '.join(sorted(missing))}")
         except Exception as error:  # a damaged file fails in many ways
             raise ValueError(
                 f"{self.path} ({self.path.stat().st_size} bytes) cannot be read as a "

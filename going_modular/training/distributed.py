@@ -6,7 +6,7 @@ that `engine.py` reads the same for one process and for many.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def process_rank() -> int:
 
 @contextmanager
 def process_group() -> Iterator[torch.device]:
-    """Join the processes that `torchrun` started; gives this one's device.
+    """Join the processes that `torchrun` started, and yield this one's device.
 
     One GPU a process and NCCL where there are GPUs, otherwise CPUs and gloo.
     """
@@ -115,15 +115,17 @@ def distribute(model: nn.Module, sharding: str = "ddp") -> nn.Module:
 
 
 @contextmanager
-def sync_gradients(model: nn.Module, meet: bool) -> Iterator[None]:
-    """Whether the backward pass in here sums gradients over the processes.
+def sync_gradients(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Average the gradients of a backward pass in here over the processes, or do not.
 
     Of the parts of an accumulated batch only the last has to.
     """
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(meet)
-    apart = isinstance(model, DistributedDataParallel) and not meet
-    with model.no_sync() if apart else nullcontext():
+        model.set_requires_gradient_sync(wanted)
+    if isinstance(model, DistributedDataParallel) and not wanted:
+        with model.no_sync():
+            yield
+    else:
         yield
 
 

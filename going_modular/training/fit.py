@@ -54,7 +54,8 @@ def fit(
 
     Raises:
         ValueError: if the recipe's batch cannot be accumulated so, its warm-up is
-            longer than the training, or weights are to be averaged in shards.
+            longer than the training, or weights cannot be sharded: averaged ones, and
+            those of SGD without momentum.
         MemoryError: if a GPU has too little for such batches; it says what would fit.
         FloatingPointError, KeyboardInterrupt: see `engine.train`.
     """
