@@ -100,6 +100,21 @@ def test_an_address_that_is_none_is_an_error(wrong):
         hosted.archive_of(wrong, VERSION)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["set-repository", "a/b/c"], "expected owner/name"), (["store", "02"], "FOODVISION_SOURCE")],
+)
+def test_what_goes_wrong_is_one_line(words, message):
+    done = subprocess.run(
+        [sys.executable, "-m", "going_modular.publishing.notebooks", *words],
+        env=os.environ | {"FOODVISION_SOURCE": "auto"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_badges_become_words_and_drawings_follow_the_page():
     of_book = runpy.run_path(CHECKOUT / "docs" / "conf.py")
     badge = hosted.badge("somebody/a-fork", "1.0", "notebooks/02.ipynb")

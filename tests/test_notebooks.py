@@ -279,6 +279,8 @@ LONG = ("07", "08", "11", "13")
 def test_each_cell_run_twice_from_another_folder_shows_the_same(path, tmp_path, monkeypatch):
     monkeypatch.setenv("FOODVISION_SIZE", "smoke")
     monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")
+    # Matplotlib wants arrays: NumPy is going to refuse what it now warns of for tensors
+    monkeypatch.setenv("PYTHONWARNINGS", "error:__array_:DeprecationWarning")
     notebook = nbformat.read(path, as_version=4)
     doubled = []
     for cell in notebook.cells:

@@ -316,15 +316,18 @@ def main() -> None:
         "repository", help='owner/name on GitHub, the URL of a zip file, or "" for none'
     )
     options = parser.parse_args()
-    if options.command == "set-repository":
-        set_repository(options.repository)
-        return
     paths = EXERCISES if options.command == "solve" else NOTEBOOKS
     by_number = {path.name[:2]: path for path in paths}
-    if unknown := set(options.numbers) - set(by_number):
+    if unknown := set(getattr(options, "numbers", [])) - set(by_number):
         parser.error(f"no notebook {', '.join(sorted(unknown))}: {', '.join(by_number)}")
-    chosen = [by_number[number] for number in options.numbers or by_number]
-    {"run": run, "store": store, "solve": solve}[options.command](chosen)
+    try:
+        if options.command == "set-repository":
+            set_repository(options.repository)
+        else:
+            chosen = [by_number[number] for number in options.numbers or by_number]
+            {"run": run, "store": store, "solve": solve}[options.command](chosen)
+    except (RuntimeError, ValueError) as error:
+        parser.exit(2, f"{error}\n")
 
 
 if __name__ == "__main__":
