@@ -3,9 +3,7 @@
 `images/` downloads and reads the images; this module passes on what notebooks need of it.
 """
 
-import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +12,10 @@ from torchvision.datasets import ImageFolder
 
 from going_modular.images.downloads import DownloadError, download_data, download_file
 from going_modular.images.reading import load_image
-from going_modular.images.sources import FoodImages, get_drawn_images, get_food_images, get_source
+from going_modular.images.sources import FoodImages, get_drawn_images, get_food_images
 from going_modular.images.transforms import Transform, evaluation_transform
-from going_modular.utils import get_device, project_path
+from going_modular.training.interrupts import ignore_interrupts
+from going_modular.utils import get_device, get_source, project_path
 
 __all__ = [
     "Augmented",
@@ -35,7 +34,6 @@ __all__ = [
     "get_source",
     "load_image",
     "load_into_memory",
-    "set_epoch",
     "split_train_validation",
 ]
 
@@ -115,28 +113,6 @@ def create_dataloader(
         worker_init_fn=ignore_interrupts,
         pin_memory=get_device().type == "cuda",
     )
-
-
-def ignore_interrupts(worker: int) -> None:
-    """Make a worker ignore Ctrl-C, which a terminal sends to every process.
-
-    The main process reacts to it: it finishes the step and saves a checkpoint. For that
-    step it needs its workers.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def set_epoch(dataloader: object, epoch: int) -> None:
-    """Set the epoch of a data loader's sampler and dataset, where they have one.
-
-    Any other collection of batches has no epoch, and nothing happens.
-    """
-    batch_sampler = getattr(dataloader, "batch_sampler", None)
-    sampler: Any = getattr(batch_sampler, "sampler", None)
-    dataset: Any = getattr(dataloader, "dataset", None)
-    for part in (sampler, dataset):
-        if hasattr(part, "set_epoch"):
-            part.set_epoch(epoch)
 
 
 class Augmented(Dataset):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
-from going_modular.data_setup import set_epoch
-from going_modular.training.checkpoints import Checkpoint, delayed_interrupts, set_random_state
+from going_modular.training.checkpoints import Checkpoint, set_random_state
 from going_modular.training.distributed import (
     any_process,
     full_tensor,
@@ -27,6 +27,7 @@ from going_modular.training.distributed import (
     sum_over_processes,
     sync_gradients,
 )
+from going_modular.training.interrupts import delayed_interrupts
 from going_modular.training.progress import Progress, Step, StepOnDevice, Totals, check_finite, zero
 from going_modular.utils import autocast, get_device
 
@@ -180,7 +181,7 @@ def take_step(
     return StepOnDevice(loss_sum, correct, samples, norm, lr, len(batches))
 
 
-def groups_of(
+def batches_by_step(
     dataloader: Batches, size: int, epoch: int, done: int, progress: bool
 ) -> Iterator[list[Batch]]:
     """The batches of each step, `size` of them, with a progress bar if it is wanted."""
@@ -227,7 +228,7 @@ def train_step(
     method = method or Method()
     state = Progress(Totals.zeros(device), epoch)
     set_training_mode(model)
-    for batches in groups_of(dataloader, method.accumulate, epoch, 0, progress):
+    for batches in batches_by_step(dataloader, method.accumulate, epoch, 0, progress):
         step = take_step(model, batches, loss_fn, optimizer, device, method, epoch, state.batch)
         state.add(step)
     averages = state.averages()
@@ -267,7 +268,7 @@ def evaluate(
         by_class = torch.stack([true, predicted, true * predicted]).sum(dim=1)  # (3, K)
         counts = by_class if counts is None else counts + by_class
         if count:  # else the samples of this batch are with other processes
-            loss = loss_fn(logits, labels)
+            loss = loss_fn(logits.float(), labels)  # as autocast would
             if reads_are_free(device):
                 check_finite(loss, f"the evaluation after epoch {epoch}, batch {batch}")
             loss_sum += loss.to(loss_sum.dtype) * count
@@ -354,7 +355,7 @@ def train(
         random_state = checkpoint.load(model, optimizer, method, state)
 
     with (
-        first_epoch_again(train_dataloader),
+        reset_epoch_at_exit(train_dataloader),
         delayed_interrupts(checkpoint is not None) as stop_requested,
     ):
         while (epoch := state.epoch) <= epochs:
@@ -362,7 +363,7 @@ def train(
             set_epoch(train_dataloader, epoch)
             rest = remaining_batches(train_dataloader, state.batch, random_state)
             random_state = None
-            for batches in groups_of(rest, method.accumulate, epoch, state.batch, progress):
+            for batches in batches_by_step(rest, method.accumulate, epoch, state.batch, progress):
                 step = take_step(
                     model, batches, loss_fn, optimizer, device, method, epoch, state.batch
                 )
@@ -391,12 +392,25 @@ def train(
 
 
 @contextmanager
-def first_epoch_again(dataloader: Batches) -> Iterator[None]:
+def reset_epoch_at_exit(dataloader: Batches) -> Iterator[None]:
     """Whatever happens, set the order of batches back to that of a new data loader."""
     try:
         yield
     finally:
         set_epoch(dataloader, 0)
+
+
+def set_epoch(dataloader: object, epoch: int) -> None:
+    """Set the epoch of a data loader's sampler and dataset, where they have one.
+
+    Any other collection of batches has no epoch, and nothing happens.
+    """
+    batch_sampler = getattr(dataloader, "batch_sampler", None)
+    sampler: Any = getattr(batch_sampler, "sampler", None)
+    dataset: Any = getattr(dataloader, "dataset", None)
+    for part in (sampler, dataset):
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
 
 
 def remaining_batches(dataloader: Batches, done: int, random_state: dict | None) -> Iterator[Batch]:

@@ -138,7 +138,7 @@ class TransformerEncoderBlock(nn.Module):
 
     LayerNorm comes before each part ("pre-norm"), so the residual path carries the
     input through all layers unchanged. `stochastic_depth` is the probability that a
-    part is skipped for an image in training; `drop_path` does that, row by row.
+    part is skipped for an image in training; `drop_path` does that, separately for each image.
 
     Shapes: (B, N+1, D) -> (B, N+1, D).
     """

@@ -73,6 +73,11 @@ def get_device() -> torch.device:
     return torch.device("cpu")
 
 
+def get_source() -> str:
+    """Return FOODVISION_SOURCE: "auto", "synthetic", or a mirror, for images and weights."""
+    return os.environ.get("FOODVISION_SOURCE") or "auto"
+
+
 def get_size() -> str:
     """Return how large a notebook runs: "smoke" for tests, "cpu", or "paper" for a GPU.
 

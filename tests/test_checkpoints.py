@@ -15,6 +15,7 @@ from going_modular import engine
 from going_modular.data_setup import Augmented
 from going_modular.training import checkpoints, recipes
 from going_modular.training.checkpoints import Checkpoint
+from going_modular.training.interrupts import delayed_interrupts
 from going_modular.training.progress import Progress, Totals
 from going_modular.training.recipes import Recipe
 
@@ -176,7 +177,7 @@ def heeded():
 
 def test_a_second_interrupt_is_obeyed_at_once(heeded):
     with pytest.raises(KeyboardInterrupt):
-        with checkpoints.delayed_interrupts() as asked:
+        with delayed_interrupts() as asked:
             assert not asked()
             interrupt()
             assert asked()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from going_modular import data_setup
+from going_modular import data_setup, engine
 
 
 def test_dataloaders(food_folder, to_tensor):
@@ -121,6 +121,6 @@ def test_seed_epoch_and_index_decide_how_an_image_is_changed():
 def test_the_engine_tells_sampler_and_images_the_epoch():
     data = data_setup.Augmented(TensorDataset(torch.zeros(3, 1), torch.arange(3)), abs)
     dataloader = data_setup.create_dataloader(data, 2, shuffle=True)
-    data_setup.set_epoch(dataloader, 5)
+    engine.set_epoch(dataloader, 5)
     assert (dataloader.sampler.epoch, data.epoch) == (5, 5)
-    data_setup.set_epoch([("images", "labels")], 5)  # anything else has no epochs
+    engine.set_epoch([("images", "labels")], 5)  # anything else has no epochs

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 
-from going_modular import engine
+from going_modular import engine, utils
 from going_modular.training import progress
 from going_modular.training.checkpoints import Checkpoint
 from going_modular.utils import give_random_values
@@ -430,6 +430,17 @@ def test_half_precision_learns_nearly_the_same(precision):
     assert model.weight.dtype == torch.float32
     torch.testing.assert_close(*weights.values(), rtol=0, atol=0.02)
     assert not torch.equal(*weights.values())
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_in_half_precision_the_loss_of_an_evaluation_is_a_sum_in_full_precision(precision):
+    torch.manual_seed(0)
+    model, data = nn.Linear(4, 3), samples(8)
+    loss, _ = engine.evaluate(model, loader(data, 8), nn.CrossEntropyLoss(), "cpu", 1, precision)
+    with utils.autocast("cpu", precision):
+        logits = model(data.tensors[0])
+    assert logits.dtype == getattr(torch, precision)
+    assert loss == nn.functional.cross_entropy(logits.float(), data.tensors[1]).item()
 
 
 def test_float16_gradients_are_unscaled_before_they_are_clipped():

@@ -54,6 +54,21 @@ def test_the_memory_guard_counts_the_average_of_the_weights(monkeypatch):
     memory.check_memory(TINY, 16, free, precision="float32")  # enough without an average
 
 
+def test_only_the_training_images_are_shuffled(monkeypatch):
+    """Also where they are the test images, as in a test for overfitting."""
+    shuffled, plain = [], fit.data_setup.create_dataloader
+
+    def remember(images, batch_size, shuffle, **options):
+        shuffled.append(shuffle)
+        return plain(images, batch_size, shuffle=shuffle, **options)
+
+    monkeypatch.setattr(fit.data_setup, "create_dataloader", remember)
+    images = TensorDataset(torch.rand(2, 3, 32, 32), torch.arange(2))
+    recipe, device = Recipe(epochs=1, batch_size=2), torch.device("cpu")
+    fit.fit(tiny_vit(), recipe, images, images, 5, device=device, progress=False)
+    assert shuffled == [True, False]
+
+
 def test_an_average_cannot_be_sharded():
     recipe = Recipe(epochs=1, average_decay=0.9)
     with pytest.raises(ValueError, match="average_decay to 0"):

@@ -173,7 +173,9 @@ def test_it_installs_once_and_then_finds(wheel, tmp_path):
     folder = tmp_path / "a path with spaces"
     for _ in range(2):
         done = run_setup_cell(given.as_uri(), folder)
-        assert done.stdout.strip() == f"found in {tmp_path / 'site/going_modular'}", done.stderr
+        *news, found = done.stdout.splitlines()
+        assert found == f"found in {tmp_path / 'site/going_modular'}", done.stderr
+        assert len(news) == given.exists(), news
         assert list(folder.iterdir()) == []  # nothing beside the notebook
         given.unlink(missing_ok=True)  # the second time it needs none
 
@@ -212,15 +214,15 @@ def test_the_courses_files_beside_the_notebook_are_passed_over(names, place, whe
     for _ in range(2):  # also when it was installed before
         done = run_setup_cell("" if place == "checkout" else wheel.as_uri(), folder, where)
         found = [f"found in {expected / 'going_modular'}", str(expected / "helper_functions.py")]
-        assert done.stdout.splitlines() == found, done.stderr
+        assert done.stdout.splitlines()[-2:] == found, done.stderr
 
 
 @pytest.mark.parametrize(
     "archive, error",
     [
-        ("", "ImportError: going_modular was not found: get the whole repository"),
-        ("file:///nowhere/at/all.zip", "pip failed: is there a network?"),
-        ("{tmp}/broken.zip", "pip failed: is there a network?"),
+        ("", "AssertionError: going_modular was not found: get the whole repository"),
+        ("file:///nowhere/at/all.zip", "CalledProcessError"),
+        ("{tmp}/broken.zip", "CalledProcessError"),
     ],
 )
 def test_an_error_says_what_to_do(archive, error, tmp_path):
@@ -248,7 +250,8 @@ def test_a_download_that_breaks_off_is_an_error_that_says_so(tmp_path):
     done = run_setup_cell(address, tmp_path / "x", environment={"PIP_RETRIES": "0"}.items())
     server.shutdown()
     server.server_close()
-    assert done.returncode and "pip failed: is there a network?" in done.stderr
+    assert done.returncode and "CalledProcessError" in done.stderr
+    assert "This needs a network" in done.stdout
 
 
 def requirements_of_the_checkout():
@@ -259,7 +262,7 @@ def requirements_of_the_checkout():
 def test_pip_knows_the_requirements_where_it_installed_the_package(wheel, tmp_path):
     then = "print(hosted.CHECKOUT, *map(str, hosted.requirements()), sep='\\n')"
     done = run_setup_cell(wheel.as_uri(), tmp_path / "x", then)
-    _, checkout, *found = done.stdout.splitlines()
+    _, _, checkout, *found = done.stdout.splitlines()
     assert checkout == "None"
     assert set(found) == requirements_of_the_checkout()
     assert {str(each) for each in hosted.requirements()} == set(found)

@@ -360,6 +360,7 @@ def test_the_sliders_of_12_draw_what_they_say(monkeypatch):
     plt.close("all")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 def test_07_proves_it_with_torchvisions_own_weights_where_they_are(monkeypatch):
     """Random ones stand in for them here."""

@@ -143,7 +143,11 @@ PEERS = {
 
 @pytest.mark.parametrize(
     ("peer", "variant"),
-    [(peer, variant) for peer, (_, _, variants) in PEERS.items() for variant in variants],
+    [
+        pytest.param(peer, variant, marks=[pytest.mark.slow] if variant == "L/16" else [])
+        for peer, (_, _, variants) in PEERS.items()
+        for variant in variants
+    ],
 )
 def test_same_logits_and_gradients_as_the_published_implementation(peer, variant):
     build, write, _ = PEERS[peer]

@@ -64,9 +64,12 @@ def faults_of(package: Path) -> list[str]:
     if folders != CORE_FOLDERS | OUTER_FOLDERS:
         faults.append(f"the folders are {sorted(folders)}: say of a new one where it belongs")
     for name, imported in graph.items():
-        if room_of(name) in TOP | CORE_FOLDERS:
+        if room_of(name) in TOP | CORE_FOLDERS | {""}:  # "" is the package's __init__
             outer = [each for each in imported if room_of(each) in OUTER_FOLDERS]
             faults += [f"{name} imports {each}" for each in sorted(outer)]
+        others = {"experiments", "publishing"} - {room_of(name)}
+        if room_of(name) in ("experiments", "publishing"):
+            faults += [f"{name} imports {each}" for each in imported if room_of(each) in others]
         if "helper_functions" in imported:
             faults.append(f"{name} imports helper_functions")
     try:
@@ -110,6 +113,9 @@ def package(tmp_path):
     [
         ("vit/config.py", "import going_modular.checks", "vit.config imports going_modular.checks"),
         ("engine.py", "from going_modular import publishing", "engine imports"),
+        ("__init__.py", "from . import experiments", "going_modular imports going_modular.exp"),
+        ("publishing/new.py", "from going_modular.experiments import claims", "new imports"),
+        ("experiments/new.py", "from ..publishing import x", "new imports"),
         ("engine.py", "from .experiments.claims import x", "imports going_modular.experiments"),
         ("vit/new.py", "from ..experiments import claims", "imports going_modular.experiments.cl"),
         ("training/new.py", "def f():\n    import going_modular.checks.x", "training.new imports"),

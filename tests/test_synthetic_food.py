@@ -231,6 +231,16 @@ def test_only_code_that_draws_counts_in_the_signature(old, new, same):
     assert (changed == synthetic_food.drawing_code(CODE)) == same
 
 
+def test_the_code_is_the_same_text_in_every_version_of_python():
+    code = synthetic_food.drawing_code("def f(x: int = 1):\n    return f'{x}', None\n")
+    assert code == (
+        "Module(body=[FunctionDef(name='f', args=arguments(args=[arg(arg='x', "
+        "annotation=Name(id='int', ctx=Load()))], defaults=[Constant(value=1)]), "
+        "body=[Return(value=Tuple(elts=[JoinedStr(values=[FormattedValue("
+        "value=Name(id='x', ctx=Load()), conversion=-1)]), Constant()], ctx=Load()))])])"
+    )
+
+
 def test_all_that_draws_is_in_the_signature(monkeypatch):
     """One number changed in any of the four files changes it."""
     signatures = [synthetic_food.signature(1), synthetic_food.signature(2)]

@@ -349,4 +349,18 @@ def drawing_code(source: str) -> str:
         kinds = ast.Module | ast.ClassDef | ast.FunctionDef
         if isinstance(node, kinds) and ast.get_docstring(node) is not None:
             del node.body[0]
-    return ast.dump(tree)
+    return structure_of(tree)
+
+
+def structure_of(node: object) -> str:
+    """Return a syntax tree as text, the same in every version of Python.
+
+    `ast.dump` shows fields that are empty in some versions only.
+    """
+    if isinstance(node, list):
+        return f"[{', '.join(map(structure_of, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
+    inner = ", ".join(f"{name}={structure_of(value)}" for name, value in fields)
+    return f"{type(node).__name__}({inner})"

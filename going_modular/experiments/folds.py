@@ -40,7 +40,7 @@ from going_modular.vit.weights import load_weights
 # Self-supervised pretraining: each training image is a class of its own, and the network
 # learns which of them it sees a random crop of (Dosovitskiy et al., arXiv 1406.6909; for
 # ViTs and few images Cao, Yu and Wu, arXiv 2201.10728).
-WHICH_IMAGE = replace(RECIPES["mini"], epochs=100, label_smoothing=0.0, cutmix=1.0)
+INSTANCE_CLASSIFICATION = replace(RECIPES["mini"], epochs=100, label_smoothing=0.0, cutmix=1.0)
 
 
 class Food(NamedTuple):
@@ -94,13 +94,15 @@ def run_fold(method: str, seed: int, fold: int, images: str, within: str = "all 
         ModuleNotFoundError: if scikit-learn is missing.
     """
     began = perf_counter()
-    food = food_for_backbone() if "backbone" in method else food_for_mini()
+    train_and_test = (METHODS | CANDIDATES)[method]
+    is_mini = train_and_test.func is mini_from_scratch
+    food = food_for_mini() if is_mini else food_for_backbone()
     if food.source != images:
         raise ValueError(f"asked for {images!r}, but FOODVISION_SOURCE gives {food.source!r}")
     labels = food.labels if within == "all 300" else food.labels[: food.train_count]
     train, held_out = five_folds(labels, seed)[fold]
     set_seeds(seed)
-    results = (METHODS | CANDIDATES)[method](food, train, held_out, seed)
+    results = train_and_test(food, train, held_out, seed)
     return {
         "right": round(results["test_acc"][-1] * len(held_out)),
         "of": len(held_out),
@@ -128,7 +130,7 @@ def mini_from_scratch(
 
     Args:
         first: with this recipe, the ViT learns before, without labels, which image is
-            which (`WHICH_IMAGE`).
+            which (`INSTANCE_CLASSIFICATION`).
     """
     size = MINI.image_size
     config = replace(MINI, dropout=recipe.dropout, stochastic_depth=recipe.stochastic_depth)
@@ -137,10 +139,10 @@ def mini_from_scratch(
     if first is not None:
         numbers = torch.arange(len(train))
         numbered = TensorDataset(food.raw[train], numbers)
-        watched = TensorDataset(food.evaluated[train][:32], numbers[:32])
+        few_images = TensorDataset(food.evaluated[train][:32], numbers[:32])
         images = augment(numbered, first, size, seed)
         learner = ViT(replace(config, num_classes=len(train)))
-        tensors, _ = fit_vit(learner, first, images, watched, len(train))
+        tensors, _ = fit_vit(learner, first, images, few_images, len(train))
         load_weights(vit, tensors, head=False)
     return fit_vit(
         vit,
@@ -235,7 +237,7 @@ CANDIDATES: dict[str, partial] = {
     for name, recipe in TRIED.items()
 }
 CANDIDATES["mini: after which-image"] = partial(
-    mini_from_scratch, recipe=RECIPES["mini"], first=WHICH_IMAGE, precision="bfloat16"
+    mini_from_scratch, recipe=RECIPES["mini"], first=INSTANCE_CLASSIFICATION, precision="bfloat16"
 )
 for _lr in TABLE_4["Oxford-IIIT Pets"][1]:
     CANDIDATES[f"our backbone, Table 4, rate {_lr}"] = partial(

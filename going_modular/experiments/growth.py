@@ -70,7 +70,7 @@ class SmallClassifier(nn.Module):
         self.head = nn.Linear(D, SMALL.num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        class_token = self.class_token.expand(len(images), -1, -1)
+        class_token = self.class_token.expand(images.shape[0], -1, -1)
         z = torch.cat([class_token, self.patch_embedding(images)], dim=1)
         z = z + self.pos_embedding  # (B, N+1, D)
         for norm, part in zip(self.norms, self.parts, strict=True):

@@ -33,7 +33,8 @@ from going_modular.engine import Method
 from going_modular.experiments.command_line import command_parser, errors_in_one_line, positive
 from going_modular.images.transforms import to_normalized
 from going_modular.model_builder import ViT, ViTConfig
-from going_modular.training.checkpoints import Checkpoint, delayed_interrupts
+from going_modular.training.checkpoints import Checkpoint
+from going_modular.training.interrupts import delayed_interrupts
 from going_modular.training.progress import check_finite
 from going_modular.training.recipes import Recipe, build_optimizer, build_scheduler
 from going_modular.utils import autocast, get_device, project_path
@@ -92,13 +93,13 @@ class Pretrainer(nn.Module):
         patches = vit.patch_embedding(images) + vit.pos_embedding[:, 1:]  # (B, N, D)
         if kept is not None:
             patches = torch.take_along_dim(patches, kept.unsqueeze(2), dim=1)
-        first = (vit.class_token + vit.pos_embedding[:, :1]).expand(len(images), -1, -1)
+        first = (vit.class_token + vit.pos_embedding[:, :1]).expand(images.shape[0], -1, -1)
         tokens = vit.norm(vit.encoder(torch.cat([first, patches], dim=1)))
         return self.dish(statistics_of(tokens[:, 1:])), self.contents(tokens)
 
 
 @dataclass
-class Progress:
+class PretrainingProgress:
     """How far the pretraining has come. A checkpoint holds it."""
 
     step: int = 0  # steps that are done
@@ -258,7 +259,7 @@ def pretrain(options: argparse.Namespace) -> Path:
         recipe.clip_norm,
         precision="float32" if options.full_precision else "bfloat16",
     )
-    progress = Progress()
+    progress = PretrainingProgress()
     checkpoint = Checkpoint(FOLDER / "checkpoint.pt", vars(options))
     # The state of the random generators is not needed: see `batch_of`
     checkpoint.load(network, optimizer, method, progress)
@@ -268,7 +269,7 @@ def pretrain(options: argparse.Namespace) -> Path:
     with delayed_interrupts() as stop_requested:
         for step in bar:
             batch = [part.to(device) for part in batch_of(drawn, step, options.batch_size)]
-            losses = take_step(network, batch, optimizer, method, step)
+            losses = pretraining_step(network, batch, optimizer, method, step)
             progress.losses.append(losses)
             progress.step, progress.seconds = step + 1, time.monotonic() - began
             entry_is_due = progress.step % options.save_every == 0 or progress.step == steps
@@ -284,7 +285,7 @@ def pretrain(options: argparse.Namespace) -> Path:
     return write_vit(backbone, FOLDER / "vit_drawn_dishes.safetensors", log=progress.log)
 
 
-def take_step(
+def pretraining_step(
     network: Pretrainer,
     batch: Sequence[torch.Tensor],
     optimizer: torch.optim.Optimizer,
@@ -310,7 +311,7 @@ def take_step(
     return torch.stack([dish_loss, contents_loss]).tolist()
 
 
-def add_entry(progress: Progress, batch_size: int, accuracy: float) -> None:
+def add_entry(progress: PretrainingProgress, batch_size: int, accuracy: float) -> None:
     """Add an entry to the log, with the mean losses since the last one."""
     dish_loss, contents_loss = np.mean(progress.losses, axis=0).tolist()
     progress.losses = []

@@ -55,7 +55,7 @@ FINETUNE_LR = 3e-4
 FINETUNE_EPOCHS = 10
 
 
-def extract_features(images: Images) -> np.ndarray:
+def backbone_features(images: Images) -> np.ndarray:
     """The features (M, D) of our frozen backbone, of images in its own transform."""
     backbone, _, _ = our_backbone()
     batches = DataLoader(TensorDataset(images.images, images.labels), 50)
@@ -209,7 +209,7 @@ def report(name: str, accuracies: list[float]) -> None:
 def choose(food: FoodImages) -> None:
     """Print the accuracy of each setting that was tried, within the training images."""
     images = only_training(read_in_backbones_transform(food))
-    features = extract_features(images)
+    features = backbone_features(images)
     for C in (0.001, 0.003, 0.01, 0.03, 0.1):
         runs = [probe(features, images.labels, five_folds(images.labels, s), C) for s in SEEDS]
         report(f"linear probe, 5 folds over the 225, C = {C}", runs)
@@ -226,7 +226,7 @@ def choose(food: FoodImages) -> None:
 def print_probe(food: FoodImages) -> None:
     """Print the accuracy of the linear probe."""
     images = read_in_backbones_transform(food)
-    features, labels = extract_features(images), images.labels
+    features, labels = backbone_features(images), images.labels
     runs = [probe(features, labels, five_folds(labels, seed)) for seed in SEEDS]
     report("linear probe, 5 folds over the 300", runs)
     print(f"published split: {probe(features, labels, published_split(images)):.3f}")

@@ -63,9 +63,10 @@ def download_data(
 
 
 def download_file(source: str | Path, destination: str | Path, sha256: str | None = None) -> Path:
-    """Download one file to a path under `data/`, unless it is there; return the path.
+    """Download one file, unless it is there; return its path.
 
     Args:
+        destination: a path under `data/`, or an absolute one.
         sha256: the file's SHA-256, or its first digits. A file that is there but has
             another SHA-256 is replaced.
 

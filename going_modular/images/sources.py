@@ -4,14 +4,13 @@ The photos are FoodVision Mini: 300 photos of pizza, steak and sushi that the co
 learnpytorch.io took from Food-101 (Bossard et al., 2014).
 """
 
-import os
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 from going_modular.drawings.synthetic_food import CUSTOM, make_food_dataset
 from going_modular.images.downloads import DownloadError, download_data, download_file, is_url
-from going_modular.utils import data_dir, project_path
+from going_modular.utils import data_dir, get_source, project_path
 
 PHOTOS = "pizza_steak_sushi"
 PHOTO_CHECKSUMS = Path(__file__).with_name(f"{PHOTOS}.sha256")
@@ -65,11 +64,6 @@ def get_food_images() -> FoodImages:
             f"The photos cannot be stored in {data_dir()}: {error}\n"
             "What to do: set FOODVISION_DATA to a folder that you can write to."
         ) from error
-
-
-def get_source() -> str:
-    """Return FOODVISION_SOURCE: "auto", "synthetic", or a mirror, for images and weights."""
-    return os.environ.get("FOODVISION_SOURCE") or "auto"
 
 
 def get_photos(zip_folder: str | Path, photo_folder: str | Path) -> FoodImages:

@@ -25,7 +25,6 @@ BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 SETUP_CELL = Template(
     """
 # @title Run this first: it finds the package { display-mode: "form" }
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -36,16 +35,12 @@ sys.path += map(str, above)
 sys.path.sort(key=lambda folder: folder == "")  # files beside the notebook come last
 try:
     from going_modular.publishing import hosted
-except ImportError as error:  # not installed, and in no folder above
-    if not ARCHIVE:
-        hint = "get the whole repository and open this notebook in its folder there"
-        raise ImportError(f"going_modular was not found: {hint}") from error
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", ARCHIVE]
-    if (pip := subprocess.run(command, capture_output=True, text=True)).returncode:
-        hint = "is there a network? On Kaggle, switch Internet on, and run this again"
-        raise ImportError(f"{pip.stderr}\\npip failed: {hint}") from error
+except ImportError:  # it is not installed, and in no folder above
+    assert ARCHIVE, "going_modular was not found: get the whole repository"
+    print("Installing the package. This needs a network: on Kaggle, switch it on.")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, ARCHIVE], check=True)
     sys.modules.pop("going_modular", None)  # another package of this name
-    importlib.invalidate_caches()
     from going_modular.publishing import hosted
 hosted.install_missing()
 """.strip()

@@ -20,9 +20,8 @@ from nbconvert import HTMLExporter
 from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 from PIL import Image
 
-from going_modular.images.sources import get_source
 from going_modular.publishing import hosted
-from going_modular.utils import describe_environment, get_size, project_path
+from going_modular.utils import describe_environment, get_size, get_source, project_path
 
 NOTEBOOKS = sorted(project_path("notebooks").glob("[0-9][0-9]_*.ipynb"))
 EXERCISES = sorted(project_path("notebooks/exercises").glob("*.ipynb"))

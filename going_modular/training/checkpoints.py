@@ -1,10 +1,6 @@
 """Saving a training so that it can go on as if it had never stopped."""
 
 import random
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -157,31 +153,3 @@ def set_random_state(state: dict) -> None:
         torch.cuda.set_rng_state(state["cuda"])
     if "mps" in state and torch.backends.mps.is_available():
         torch.mps.set_rng_state(state["mps"])
-
-
-@contextmanager
-def delayed_interrupts(wanted: bool = True) -> Iterator[Callable[[], bool]]:
-    """Let the step under way finish before Ctrl-C, a stop button or SIGTERM ends a run.
-
-    Yields a function that tells whether somebody asked to stop. A second request is
-    obeyed at once. Nothing is delayed if it is not wanted, or outside the main thread,
-    where Python allows no signal handlers.
-    """
-    asked = []
-    if not wanted or threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def remember(number, frame):
-        asked.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for each in before:
-        signal.signal(each, remember)
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)

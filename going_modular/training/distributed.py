@@ -116,9 +116,9 @@ def distribute(model: nn.Module, sharding: str = "ddp") -> nn.Module:
 
 @contextmanager
 def sync_gradients(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Average the gradients of a backward pass in here over the processes, or do not.
+    """Average the gradients of a backward pass over the processes, if it is wanted.
 
-    Of the parts of an accumulated batch only the last has to.
+    Of an accumulated batch, only the last part needs to.
     """
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(wanted)
@@ -168,7 +168,7 @@ def state_dict_options(model: nn.Module) -> StateDictOptions:
 class BatchShards(Sampler[list[int]]):
     """This process's share of each batch: every W-th sample, from its rank on.
 
-    All processes together see each sample once, without the repeated ones that
+    All processes together see each sample once, without the duplicates that
     PyTorch's `DistributedSampler` adds to make shares equal. So a share of the last
     batch can be smaller than the others', or empty.
     """

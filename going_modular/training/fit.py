@@ -86,12 +86,12 @@ def fit(
             data_setup.create_dataloader(
                 images,
                 recipe.batch_size // accumulate,
-                shuffle=images is train_images,
+                shuffle=shuffle,
                 num_workers=num_workers,
                 seed=seed,
             )
         )
-        for images in (train_images, test_images)
+        for images, shuffle in ((train_images, True), (test_images, False))
     )
     steps_per_epoch = -(-len(train_loader) // accumulate)
     epochs = recipe.epochs_of(steps_per_epoch)

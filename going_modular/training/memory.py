@@ -1,4 +1,4 @@
-"""Has a GPU the memory for a training? Formulas, and the check before it starts."""
+"""Does a GPU have enough memory for a training run? Formulas, and a check before it starts."""
 
 import torch
 
@@ -95,7 +95,7 @@ def check_memory(
     processes: int = 1,
     **options,
 ) -> None:
-    """Before a training starts: has the GPU the memory for such batches?
+    """Before training starts, check that the GPU has enough memory for such batches.
 
     Args:
         batch_size: images of a step, in `accumulate` parts on each of `processes` GPUs.

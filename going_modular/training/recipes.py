@@ -68,11 +68,11 @@ class Recipe:
     decay_everything: bool = setting(False, "decay biases, norms and positions too")
     betas: tuple[float, float] = setting((0.9, 0.999), "of AdamW and Adam")
     momentum: float = setting(0.9, "of SGD")
-    schedule: str = setting("constant", "after the warm-up; not constant: down to 0")
+    schedule: str = setting("constant", "after the warm-up; linear and cosine end at 0")
     warmup_steps: int = setting(0, "in which the learning rate grows from 0")
     clip_norm: float = setting(0.0, "gradients longer than this are shortened to it")
     dropout: float = setting(0.0, "share of activations set to 0")
-    stochastic_depth: float = setting(0.0, "chance that the last block is left out")
+    stochastic_depth: float = setting(0.0, "chance that an image skips the last block's parts")
     label_smoothing: float = setting(0.0, "share of a label given to all classes")
     crop_scale: float = setting(0.0, "least part of an image that a crop keeps")
     flip: bool = setting(False, "mirror half of the images")
@@ -115,8 +115,8 @@ _IMAGENET = replace(
 )
 
 # Table 3: training, at 224 pixels. Where the paper gives two lengths, the longer one.
-# It says "Adam" and a decay; that the decay was not a part of the gradient, which
-# makes it AdamW, is how the authors' later code has it (big_vision).
+# It says Adam with weight decay. In the authors' later code (big_vision) the decay is not
+# part of the gradient, which makes it AdamW.
 TABLE_3 = {
     ("ViT-B/16", "JFT-300M"): replace(_JFT, epochs=7, lr=8e-4),
     ("ViT-B/32", "JFT-300M"): replace(_JFT, epochs=7, lr=8e-4),

@@ -9,10 +9,9 @@ from torch import nn
 from torchvision.models import VisionTransformer, ViT_B_16_Weights, vit_b_16
 
 from going_modular.images.downloads import DownloadError, download_file
-from going_modular.images.sources import get_source
 from going_modular.images.transforms import EvaluationTransform, evaluation_transform
 from going_modular.model_builder import ViT
-from going_modular.utils import PACKAGE
+from going_modular.utils import PACKAGE, get_source
 from going_modular.vit.files import read_vit
 from going_modular.vit.names import naming_of
 from going_modular.vit.weights import load_vit, normalization_of, read_weights
