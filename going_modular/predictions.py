@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         check_folder(path)
         image = load_image(options.photo.absolute())
-        model, _, transform, class_names, _ = read_classifier(options.weights.absolute())
+        model, transform, class_names = read_classifier(options.weights.absolute())
         prediction = predict_image(model, image, class_names, transform, get_device())
         figure = plot_prediction(image, prediction)
         figure.savefig(path)

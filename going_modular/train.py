@@ -31,8 +31,8 @@ from going_modular.utils import (
     project_path,
     set_seeds,
 )
-from going_modular.vit.files import stored_class_names, write_vit
-from going_modular.vit.weights import load_vit, normalization_of
+from going_modular.vit.files import read_weights, write_vit
+from going_modular.vit.weights import load_vit
 
 ADVICE_ON_MEMORY = "Give --accumulate 2, or 4, or a smaller --batch-size or --image-size."
 Images = PhotoFolder | Subset | TensorDataset
@@ -47,7 +47,7 @@ def image_folders(options: argparse.Namespace) -> tuple[Path, Path, str]:
     return food.train_dir, food.test_dir, food.source
 
 
-def build_vit(
+def choose_vit(
     options: argparse.Namespace, recipe: Recipe, class_names: list[str]
 ) -> tuple[ViT, Normalization, str]:
     """The ViT that the options ask for, its colors, and in words where it comes from.
@@ -67,11 +67,12 @@ def build_vit(
     if not options.weights:
         vit = ViT(replace(MODELS[options.model], **config))
         return recipes.initialize(recipe.init, vit), Normalization(), "from scratch"
-    same_classes = stored_class_names(options.weights) == class_names
-    vit = load_vit(options.weights, head=same_classes, **config)
+    stored = read_weights(options.weights)
+    same_classes = stored.class_names == class_names
+    vit = load_vit(stored, head=same_classes, **config)
     head = "its head, for the same classes" if same_classes else "a new head"
-    origin = f"from {options.weights.name}, with {head}"
-    return vit, normalization_of(options.weights), origin
+    origin = f"from {stored.file_name}, with {head}"
+    return vit, stored.normalization, origin
 
 
 def read_images(
@@ -122,7 +123,7 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
     train_dir, test_dir, source = image_folders(options)
     train_folder = PhotoFolder(train_dir)
     class_names = train_folder.classes
-    vit, normalization, origin = build_vit(options, recipe, class_names)
+    vit, normalization, origin = choose_vit(options, recipe, class_names)
     size = vit.config.image_size
     train_images, test_images, test_name = read_images(
         train_folder, test_dir, options.hold_out, size, normalization

@@ -113,7 +113,7 @@ def test_a_trained_classifier_can_be_tried(size, grid, sharp, normalization, tmp
     vit = tiny_vit(pool="mean", image_size=size)
     path = tmp_path / "vit.safetensors"
     write_vit(vit, path, class_names=names, normalization=normalization)
-    page = demo.build_page(demo.read_classifier(path))
+    page = demo.build_page(*demo.trained_classifier(path))
     blocks = page.blocks.values()
     texts = [b.value or "" for b in blocks if isinstance(b, gr.Markdown)]
     assert "vit.safetensors" in texts[0] and "a, b, c, d, e" in texts[0]
@@ -187,8 +187,8 @@ def test_no_uploaded_photo_is_left_when_the_server_has_stopped(tmp_path, monkeyp
 
 @pytest.fixture(scope="module")
 def served(chromium):
-    """The running demo: its port, its classifier, and the hosts that it has called."""
-    called, classifiers, listening = set(), [], True
+    """The running demo: its port, its classifier and ViT, and the hosts that it has called."""
+    called, shown, listening = set(), [], True
 
     def listen(event, arguments):
         if not listening:  # Python cannot remove a hook
@@ -198,9 +198,9 @@ def served(chromium):
         elif event == "socket.connect" and isinstance(arguments[1], tuple):
             called.add(arguments[1][0])
 
-    def build_page(classifier, build_page=demo.build_page):
-        classifiers.append(classifier)
-        return build_page(classifier)
+    def build_page(classifier, vit, description, build_page=demo.build_page):
+        shown.extend([classifier, vit])
+        return build_page(classifier, vit, description)
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -216,7 +216,7 @@ def served(chromium):
         server.start()
         try:
             assert ready.wait(timeout=120)
-            yield SimpleNamespace(port=port, classifier=classifiers[0], called=called)
+            yield SimpleNamespace(port=port, classifier=shown[0], vit=shown[1], called=called)
         finally:
             listening = False
             done.set()
@@ -316,7 +316,7 @@ def test_an_uploaded_picture_is_classified_lit_and_cut(served, open_page, tmp_pa
     upload(page, save(picture, tmp_path / "steak.png"))
     assert probabilities_on(page) == predicted(served, picture)
 
-    vit, transform = served.classifier.vit, served.classifier.transform
+    vit, transform = served.vit, served.classifier.transform
     maps = attention_maps(vit, transform(picture)[None].to(demo.DEVICE)).cpu()[0]
     expected = class_attention(attention_rollout(maps), (8, 8))
     source, pixels = image_on(page, "attention")

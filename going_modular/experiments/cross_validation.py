@@ -14,8 +14,7 @@ import torch
 from going_modular import data_setup
 from going_modular.data_setup import FoodImages
 from going_modular.images.transforms import Normalization, Transform
-from going_modular.vit.backbones import DRAWN_DISHES, TokenStatistics, load_pretrained_backbone
-from going_modular.vit.weights import normalization_of
+from going_modular.vit.backbones import TokenStatistics, load_pretrained_backbone
 
 
 class Images(NamedTuple):
@@ -87,7 +86,7 @@ def our_backbone() -> tuple[TokenStatistics, Transform, Normalization]:
     """Our pretrained ViT without its head, the transform of its images, and their colors."""
     backbone, transform, _ = load_pretrained_backbone("drawn_dishes")
     assert isinstance(backbone, TokenStatistics)
-    return backbone, transform, normalization_of(DRAWN_DISHES)
+    return backbone, transform, Normalization(tuple(transform.mean), tuple(transform.std))
 
 
 def require_sklearn() -> None:

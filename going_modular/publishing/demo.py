@@ -24,6 +24,7 @@ from going_modular import data_setup, engine
 from going_modular.drawings.synthetic_food import draw
 from going_modular.images import reading
 from going_modular.images.transforms import denormalize, evaluation_transform
+from going_modular.model_builder import ViT
 from going_modular.predictions import predict_image
 from going_modular.training.fit import fit
 from going_modular.training.recipes import HEAD
@@ -40,10 +41,22 @@ LONGEST = 10  # the longer side of a picture, at most, by the shorter one
 SHARP = 560  # pixels of the longer side of a picture that is drawn, at least
 
 
-def fit_classifier() -> Classifier:
+def trained_classifier(path: Path) -> tuple[Classifier, ViT, str]:
+    """The classifier in a file, its ViT, and a description in words.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_classifier`.
+    """
+    classifier = read_classifier(path)
+    description = f"the ViT of {path.name}. Its accuracy was not measured here"
+    return classifier, vit_of(classifier.model), description
+
+
+def fit_classifier() -> tuple[Classifier, ViT, str]:
     """Our backbone with a linear head, fitted to the training images (notebook 09).
 
-    The description tells its accuracy on the test images.
+    Returns:
+        (classifier, the backbone's ViT, a description with the accuracy on the test images)
     """
     backbone, transform, name = load_pretrained_backbone("drawn_dishes")
     food = data_setup.get_food_images()
@@ -63,7 +76,7 @@ def fit_classifier() -> Classifier:
         f"harder. Images: {food.source}"
     )
     model = nn.Sequential(backbone, head).eval()
-    return Classifier(model, vit_of(backbone), transform, class_names, description)
+    return Classifier(model, transform, class_names), vit_of(backbone), description
 
 
 def read_picture(picture: str | Path | Image.Image) -> Image.Image:
@@ -142,9 +155,14 @@ CSS = """
 """
 
 
-def build_page(classifier: Classifier) -> gr.Blocks:
-    """The page, ready to launch."""
-    model, vit, transform, class_names, description = classifier
+def build_page(classifier: Classifier, vit: ViT, description: str) -> gr.Blocks:
+    """The page, ready to launch.
+
+    Args:
+        vit: the part of the classifier's model that has attention.
+        description: what the model is, in words.
+    """
+    model, transform, class_names = classifier
     colors = {"mean": transform.mean, "std": transform.std}
     config, grid = vit.config, vit.config.grid
     H, W = config.image_hw
@@ -263,8 +281,8 @@ async def forbid_other_hosts(request, call_next):
     return answer
 
 
-def serve(classifier: Classifier, port: int | None) -> None:
-    """Start the server, print its address, and stop at Ctrl-C.
+def serve(classifier: Classifier, vit: ViT, description: str, port: int | None) -> None:
+    """Start the server of `build_page`, print its address, and stop at Ctrl-C.
 
     Raises:
         OSError: if there is no free port.
@@ -272,7 +290,7 @@ def serve(classifier: Classifier, port: int | None) -> None:
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:
         # Gradio keeps uploaded photos here, until the server stops
         os.environ["GRADIO_TEMP_DIR"] = folder
-        page = build_page(classifier)
+        page = build_page(classifier, vit, description)
         try:
             _, url, _ = page.launch(
                 server_name="127.0.0.1",
@@ -316,8 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     weights = options.weights
     try:
-        classifier = read_classifier(weights.absolute()) if weights else fit_classifier()
-        serve(classifier, options.port)
+        shown = trained_classifier(weights.absolute()) if weights else fit_classifier()
+        serve(*shown, options.port)
     except (OSError, ValueError) as error:
         parser.error(str(error))
 

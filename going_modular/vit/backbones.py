@@ -12,9 +12,8 @@ from going_modular.images.downloads import DownloadError, download_file
 from going_modular.images.transforms import EvaluationTransform, evaluation_transform
 from going_modular.model_builder import ViT
 from going_modular.utils import PACKAGE, get_source
-from going_modular.vit.files import read_vit
-from going_modular.vit.names import naming_of
-from going_modular.vit.weights import load_vit, normalization_of, read_weights
+from going_modular.vit.files import read_weights, vit_from
+from going_modular.vit.weights import load_vit
 
 DRAWN_DISHES = PACKAGE / "pretrained" / "vit_drawn_dishes.safetensors"
 BACKBONES = ("auto", "vit_b_16", "drawn_dishes")
@@ -109,16 +108,16 @@ def load_vit_file(path: str | Path) -> tuple[nn.Module, EvaluationTransform, str
     The feature is what a head would read: the class token, or the mean of the patches.
     Colors are normalized as `normalization_of` says.
     """
-    path = Path(path)
-    vit = load_vit(path, num_classes=0, representation_size=0)
-    transform = evaluation_transform(vit.config.image_size, *normalization_of(path))
+    stored = read_weights(path)
+    vit = load_vit(stored, num_classes=0, representation_size=0)
+    transform = evaluation_transform(vit.config.image_size, *stored.normalization)
     H, W = vit.config.image_hw
     description = (
         f"a ViT with patches of {vit.config.patch_size} and images of "
-        f"{H if H == W else f'{H} × {W}'} pixels from the file {path.name} "
-        f"(names of {naming_of(read_weights(path)).title})"
+        f"{H if H == W else f'{H} × {W}'} pixels from the file {stored.file_name} "
+        f"(names of {stored.naming.title})"
     )
-    return Backbone(vit, path.stem).eval(), transform, description
+    return Backbone(vit, Path(path).stem).eval(), transform, description
 
 
 class Backbone(nn.Module):
@@ -181,11 +180,12 @@ def load_drawn_dishes() -> tuple[nn.Module, EvaluationTransform, str]:
     if not DRAWN_DISHES.is_file():
         raise FileNotFoundError(f"there is no file {DRAWN_DISHES}. {restore}")
     try:
-        vit, _ = read_vit(DRAWN_DISHES)
+        stored = read_weights(DRAWN_DISHES)
+        vit = vit_from(stored)
     except ValueError as error:
         raise ValueError(f"{DRAWN_DISHES.name} is damaged. {restore} ({error})") from error
     size = vit.config.image_size
-    transform = evaluation_transform(size, *normalization_of(DRAWN_DISHES))
+    transform = evaluation_transform(size, *stored.normalization)
     description = f"a small ViT ({size} pixels), pretrained on drawn dishes"
     return TokenStatistics(vit).eval(), transform, description
 

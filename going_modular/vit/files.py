@@ -1,13 +1,15 @@
-"""One file for a trained ViT: tensors, configuration, normalization, and notes."""
+"""Files of weights: our own, which hold all that is needed to use a ViT, and those of others."""
 
 import json
 import math
-from dataclasses import asdict, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -20,28 +22,39 @@ from going_modular.images.transforms import (
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.utils import atomic_write, project_path
 from going_modular.vit.config import is_number
-from going_modular.vit.names import OURS, Tensors, mismatches
+from going_modular.vit.names import OURS, Naming, Tensors, mismatches, naming_of
 
-FOREIGN = (".npz", ".pth", ".pt", ".bin")  # `read_weights` reads them; none is ours
+KINDS = (".safetensors", ".npz", ".pth", ".pt", ".bin")  # only the first can be our own
 
 
-class Stored(NamedTuple):
-    """The content of a file that `write_vit` wrote."""
+@dataclass(frozen=True)
+class StoredWeights:
+    """The content of a file of weights.
 
+    - `normalization`: a file of others does not store it. Then it is what most published
+      weights under the same names expect.
+    - `config` and `notes`: None and empty in a file of others.
+    """
+
+    file_name: str
     tensors: Tensors
-    config: ViTConfig
+    naming: Naming
     normalization: Normalization
+    config: ViTConfig | None
     notes: dict[str, Any]
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """A name for each output, in order; None if the file has none."""
+        return self.notes.get("class_names")
 
 
 class Classifier(NamedTuple):
-    """A model, with everything that is needed to use it and to describe it."""
+    """A model, with everything that is needed to use it."""
 
     model: nn.Module
-    vit: ViT  # the part of the model that has attention
     transform: EvaluationTransform
     class_names: list[str]
-    description: str
 
 
 def write_vit(
@@ -72,7 +85,7 @@ def write_vit(
         **notes,
     }
     parse_normalization(metadata["normalization"])
-    class_names_in(notes, path.name)
+    check_class_names(notes)
     texts = {name: json.dumps(value) for name, value in metadata.items()}
     tensors = {name: t.contiguous().cpu() for name, t in vit.state_dict().items()}
     with atomic_write(path) as unfinished:
@@ -87,8 +100,8 @@ def read_vit(path: str | Path) -> tuple[ViT, dict[str, Any]]:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is damaged, or was not written by `write_vit`.
     """
-    stored = read_own(path)
-    return build_vit(stored, Path(path).name), stored.notes
+    stored = read_weights(path)
+    return vit_from(stored), stored.notes
 
 
 def read_classifier(path: str | Path) -> Classifier:
@@ -97,80 +110,93 @@ def read_classifier(path: str | Path) -> Classifier:
     Raises:
         FileNotFoundError, ValueError: see `read_vit`; also if the file has no class names.
     """
-    stored, name = read_own(path), Path(path).name
-    class_names = class_names_in(stored.notes, name)
+    stored = read_weights(path)
+    vit, name, class_names = vit_from(stored), stored.file_name, stored.class_names
     if class_names is None:
         raise ValueError(
             f"{name} does not name its classes, so its outputs mean nothing: train a "
             f"classifier from it with `python -m going_modular.train --weights {name}`"
         )
-    if len(class_names) != stored.config.num_classes:
+    if len(class_names) != vit.config.num_classes:
         raise ValueError(
-            f"{name} names {len(class_names)} classes for {stored.config.num_classes} "
+            f"{name} names {len(class_names)} classes for {vit.config.num_classes} "
             "outputs, so it is damaged: train it again, or use an intact copy"
         )
-    vit = build_vit(stored, name)
-    transform = evaluation_transform(stored.config.image_size, *stored.normalization)
-    description = f"the ViT of {name}. Its accuracy was not measured here"
-    return Classifier(vit, vit, transform, class_names, description)
+    transform = evaluation_transform(vit.config.image_size, *stored.normalization)
+    return Classifier(vit, transform, class_names)
 
 
 def stored_class_names(path: str | Path) -> list[str] | None:
     """The class names in a file of weights; None if it has none, or others wrote it.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged.
+        FileNotFoundError, ValueError: see `read_weights`.
     """
-    stored = read_stored(path)
-    return class_names_in(stored.notes, Path(path).name) if stored else None
+    return read_weights(path).class_names
 
 
-def read_own(path: str | Path) -> Stored:
-    """`read_stored`; raises `ValueError` for a file that others wrote."""
-    stored = read_stored(path)
-    if stored is None:
-        raise ValueError(
-            f"{Path(path).name} was not written by `python -m going_modular.train`, so it "
-            "does not store the configuration of a ViT: `going_modular.vit.weights.load_vit` "
-            "reads the weights of other projects"
-        )
-    return stored
+def read_weights(path: str | Path) -> StoredWeights:
+    """The content of a file of weights: .safetensors, .npz, .pth, .pt or .bin.
 
-
-def read_stored(path: str | Path) -> Stored | None:
-    """The content of a file that `write_vit` wrote; None for a file that others wrote.
+    Read a file once and hand the content on: it may have more than a gigabyte. Reading
+    runs no code from the file. A relative path starts at the checkout, see
+    `utils.project_path`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged.
+        ValueError: if it is of another kind, damaged, or does not hold a ViT's tensors.
     """
-    path = existing_file(path)
-    if path.suffix in FOREIGN:
-        return None
+    path = project_path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of weights at {path}")
+    if path.suffix not in KINDS:
+        raise ValueError(f"{path.name}: expected a file that ends in {' '.join(KINDS)}")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
+        tensors, metadata = tensors_and_metadata(path)
+        # Others have metadata as well, and may have an entry of the same name
+        ours = "config" in metadata and "patch_embedding.projection.weight" in tensors
+        naming = OURS if ours else naming_of(tensors)
+    except Exception as error:  # each format fails in ways of its own
         raise ValueError(
-            f"{path.name} ({path.stat().st_size} bytes) cannot be read: {error}. Expected "
-            "the .safetensors file that `python -m going_modular.train` wrote"
+            f"{path.name} ({path.stat().st_size} bytes) cannot be read as weights: {error}"
         ) from error
-    # Others have metadata as well, and may have an entry of the same name
-    if "config" not in metadata or "patch_embedding.projection.weight" not in tensors:
-        return None
+    if not ours:
+        return StoredWeights(path.name, tensors, naming, naming.normalization, None, {})
     try:
-        entries = {name: parse_json(name, text) for name, text in metadata.items()}
-        config = parse_config(entries.pop("config"))
-        normalization = parse_normalization(entries.pop("normalization", None))
+        notes = {name: parse_json(name, text) for name, text in metadata.items()}
+        config = parse_config(notes.pop("config"))
+        normalization = parse_normalization(notes.pop("normalization", None))
+        check_class_names(notes)
         check_tensors(tensors, config)
     except ValueError as error:
         raise ValueError(
             f"{path.name} is damaged, or a newer version of this package wrote it: {error}. "
             "Use an intact copy, or train it again"
         ) from error
-    return Stored(tensors, config, normalization, entries)
+    return StoredWeights(path.name, tensors, naming, normalization, config, notes)
+
+
+def tensors_and_metadata(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """The tensors of a file by name, and the metadata, which only .safetensors has.
+
+    Raises:
+        ValueError: if the file holds something else. The readers of the formats raise
+            errors of their own.
+    """
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    content: Any
+    if path.suffix == ".npz":
+        with path.open("rb") as archive:  # np.load leaves a damaged file open
+            content = dict(np.load(archive))
+    else:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"it holds a {type(content).__name__}, not tensors by name")
+    for wrapper in ("model", "state_dict"):  # as DeiT and Lightning write them
+        content = content.get(wrapper, content)
+    return {name: torch.as_tensor(values) for name, values in content.items()}, {}
 
 
 def parse_json(name: str, text: str) -> Any:
@@ -209,16 +235,15 @@ def parse_normalization(entry: Any) -> Normalization:
     return normalization
 
 
-def class_names_in(notes: dict[str, Any], file_name: str) -> list[str] | None:
-    """The note `class_names`; raises `ValueError` unless it is a list of names."""
+def check_class_names(notes: dict[str, Any]) -> None:
+    """Raise `ValueError` unless the note `class_names`, if any, is a list of names."""
     names = notes.get("class_names")
     if names is not None and not (
         isinstance(names, list)
         and all(isinstance(name, str) for name in names)
         and len(set(names)) == len(names)
     ):
-        raise ValueError(f"expected a list of different class names in {file_name}, got {names!r}")
-    return names
+        raise ValueError(f"expected a list of different class names, got {names!r}")
 
 
 def check_tensors(tensors: Tensors, config: ViTConfig) -> None:
@@ -236,21 +261,23 @@ def check_tensors(tensors: Tensors, config: ViTConfig) -> None:
         raise ValueError(f"its tensors do not fit its configuration: {first}{more}")
 
 
-def build_vit(stored: Stored, name: str) -> ViT:
-    """The ViT of a file, in evaluation mode; raises `ValueError` if memory is too small."""
+def vit_from(stored: StoredWeights) -> ViT:
+    """The ViT of a file that `write_vit` wrote, in evaluation mode.
+
+    Raises:
+        ValueError: if others wrote the file, or memory is too small.
+    """
+    if stored.config is None:
+        raise ValueError(
+            f"{stored.file_name} was not written by `python -m going_modular.train`, so it "
+            "does not store the configuration of a ViT: `going_modular.vit.weights.load_vit` "
+            "reads the weights of other projects"
+        )
     try:
         vit = ViT(stored.config)
     except (RuntimeError, MemoryError) as error:
         raise ValueError(
-            f"there is not enough memory for the ViT of {name}, {stored.config}"
+            f"there is not enough memory for the ViT of {stored.file_name}, {stored.config}"
         ) from error
     vit.load_state_dict(stored.tensors)
     return vit.eval()
-
-
-def existing_file(path: str | Path) -> Path:
-    """The absolute path of a file of weights; raises `FileNotFoundError` if there is none."""
-    path = project_path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file of weights at {path}")
-    return path

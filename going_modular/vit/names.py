@@ -25,7 +25,7 @@ class Naming:
       in "." stands for a "weight" and a "bias"; any other is the name of one tensor.
     - `layer_norm_eps` is what its models compute with.
     - `normalization` is what most of its published weights expect of colors.
-    - `jax`: the tensors are laid out as in Flax, see `to_jax`.
+    - `jax`: the tensors are laid out as in Flax, see `jax_layout`.
     """
 
     title: str
@@ -61,7 +61,7 @@ class Naming:
         if "encoder.{}.attention.q." in self.parts:
             tensors = split_qkv(tensors)
         if self.jax:
-            tensors = {n: to_jax(n, t, num_heads) for n, t in tensors.items()}
+            tensors = {n: jax_layout(n, t, num_heads) for n, t in tensors.items()}
         return {names.get(name, name): tensor for name, tensor in tensors.items()}
 
     def translate(self, tensors: Tensors) -> Tensors:
@@ -69,7 +69,7 @@ class Naming:
         ours = {theirs: ours for ours, theirs in self.names(self.depth(tensors)).items()}
         renamed = {ours.get(name, name): tensor for name, tensor in tensors.items()}
         if self.jax:
-            renamed = {name: from_jax(name, tensor) for name, tensor in renamed.items()}
+            renamed = {name: our_layout(name, tensor) for name, tensor in renamed.items()}
         return fuse_qkv(renamed)
 
 
@@ -94,18 +94,18 @@ def fuse_qkv(tensors: Tensors) -> Tensors:
     return fused
 
 
-def layer_of(name: str) -> str:
-    """The layer in a tensor's name: q in encoder.0.attention.q.weight, for example."""
+def module_name(name: str) -> str:
+    """The module of a tensor: 'q' in encoder.0.attention.q.weight."""
     return name.split(".")[-2:][0]
 
 
-def to_jax(name: str, tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
+def jax_layout(name: str, tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
     """One of our tensors as Flax lays it out. A dense layer is x W there, not x Wᵀ.
 
     Shapes: convolution (D, C, P, P) -> (P, P, C, D); dense (out, in) -> (in, out);
     q, k, v (D, D) and (D) -> (D, h, D/h) and (h, D/h); U_msa (D, D) -> (h, D/h, D).
     """
-    part = layer_of(name)
+    part = module_name(name)
     if tensor.ndim == 4:
         return tensor.permute(2, 3, 1, 0)
     if tensor.ndim == 2:
@@ -117,9 +117,9 @@ def to_jax(name: str, tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
     return tensor
 
 
-def from_jax(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The inverse of `to_jax`."""
-    part = layer_of(name)
+def our_layout(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The inverse of `jax_layout`."""
+    part = module_name(name)
     if tensor.ndim == 4:
         return tensor.permute(3, 2, 0, 1)
     if part in ("q", "k", "v"):

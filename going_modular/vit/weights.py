@@ -7,21 +7,19 @@ the other way.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from going_modular.images.transforms import Normalization
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.vit.config import VIT_CONFIGS
-from going_modular.vit.files import existing_file, read_stored
+from going_modular.vit.files import StoredWeights, read_weights
 from going_modular.vit.names import (
     JAX,
     OURS,
@@ -35,34 +33,20 @@ from going_modular.vit.names import (
 )
 from going_modular.vit.positions import Grid, interpolate_pos_embedding
 
-
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a NumPy archive by name."""
-    with path.open("rb") as file:  # np.load leaves a damaged file open
-        return dict(np.load(file))
-
-
-UNPICKLE = partial(torch.load, map_location="cpu", weights_only=True)
-READERS: dict[str, Callable[[Path], Any]] = {
-    ".safetensors": load_file,
-    ".npz": read_npz,
-    ".pth": UNPICKLE,
-    ".pt": UNPICKLE,
-    ".bin": UNPICKLE,
-}
-
-
 # Into our ViT
 
 
-def load_vit(weights: str | Path | Tensors, *, head: bool = True, **overrides) -> ViT:
-    """A ViT made from a file of weights or a state_dict, in evaluation mode.
+def load_vit(
+    weights: str | Path | StoredWeights | Tensors, *, head: bool = True, **overrides
+) -> ViT:
+    """A ViT made from weights, in evaluation mode.
 
     A file of `write_vit` stores its configuration. For all other weights the sizes are
     read from the shapes, see `config_from_state_dict`. The official JAX checkpoints were
     trained with `gelu="tanh"`.
 
     Args:
+        weights: the path of a file, its content from `read_weights`, or a state_dict.
         head: False makes a new head, all zero, as a new task needs. So does a
             `num_classes` that is not the weights' own.
         overrides: fields of `ViTConfig`. For another `image_size` the positions are
@@ -72,9 +56,13 @@ def load_vit(weights: str | Path | Tensors, *, head: bool = True, **overrides) -
         FileNotFoundError, ValueError: see `read_weights`, `config_from_state_dict` and
             `load_weights`.
     """
-    tensors = tensors_of(weights)
-    stored = read_stored(weights) if isinstance(weights, str | Path) else None
-    config = stored.config if stored else config_from_state_dict(tensors, **overrides)
+    if isinstance(weights, str | Path):
+        weights = read_weights(weights)
+    if isinstance(weights, StoredWeights):
+        tensors, config = weights.tensors, weights.config
+    else:
+        tensors, config = weights, None
+    config = config or config_from_state_dict(tensors, **overrides)
     vit = ViT(replace(config, **overrides))
     load_weights(
         vit,
@@ -98,38 +86,9 @@ def normalization_of(weights: str | Path | Tensors) -> Normalization:
     Raises:
         FileNotFoundError, ValueError: see `read_weights`; also if the names are unknown.
     """
-    tensors = tensors_of(weights)
-    stored = read_stored(weights) if isinstance(weights, str | Path) else None
-    return stored.normalization if stored else naming_of(tensors).normalization
-
-
-def tensors_of(weights: str | Path | Tensors) -> Tensors:
-    """The tensors by name of a file, see `read_weights`, or of a state_dict."""
-    return read_weights(weights) if isinstance(weights, str | Path) else weights
-
-
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file by name: .safetensors, .npz, .pth, .pt or .bin.
-
-    Reading runs no code from the file. A relative path starts at the checkout, see
-    `utils.project_path`.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is of another kind, damaged, or holds more than tensors.
-    """
-    path = existing_file(path)
-    if path.suffix not in READERS:
-        raise ValueError(f"{path.name}: expected a file that ends in {' '.join(READERS)}")
-    try:
-        content = READERS[path.suffix](path)
-        if not isinstance(content, Mapping):
-            raise ValueError(f"it holds a {type(content).__name__}, not tensors by name")
-        for wrapper in ("model", "state_dict"):  # as DeiT and Lightning write them
-            content = content.get(wrapper, content)
-        return {name: torch.as_tensor(values) for name, values in content.items()}
-    except Exception as error:  # each format fails in ways of its own
-        raise ValueError(f"{path.name} cannot be read as weights: {error}") from error
+    if isinstance(weights, Mapping):
+        return naming_of(weights).normalization
+    return read_weights(weights).normalization
 
 
 def config_from_state_dict(state_dict: Tensors, **options) -> ViTConfig:
@@ -254,14 +213,14 @@ def load_weights(
         for part in ("head.", "representation.")
     )
 
-    dispensable: set[str] = set()
+    optional_names: set[str] = set()
     if not head:
         both = representation & given.keys() and representation & expected.keys()
-        dispensable = heads if both else heads | representation
+        optional_names = heads if both else heads | representation
     elif not heads & given.keys():  # no head was trained behind this layer
-        dispensable = representation - expected.keys()
-    left_out = [name for name in given if name in dispensable]
-    for name in dispensable:
+        optional_names = representation - expected.keys()
+    left_out = [name for name in given if name in optional_names]
+    for name in optional_names:
         given.pop(name, None)
         expected.pop(name, None)
     if interpolate:
