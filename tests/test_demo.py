@@ -1,5 +1,6 @@
 """The demo: its functions, its errors, and the page in a browser."""
 
+import gc
 import io
 import re
 import socket
@@ -26,7 +27,19 @@ gr = pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
 from going_modular.publishing import demo  # noqa: E402 (it needs gradio)
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # Gradio leaves event loops and their sockets open
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected():
+    """The last test of the file collects Gradio's event loops, while the mark holds."""
+    yield
+    gc.collect()
+
 
 # Pictures and pure functions
 
@@ -153,7 +166,7 @@ def test_bad_weights_are_an_error_of_one_line(tmp_path, capsys):
 
 @pytest.mark.parametrize("port", ["taken", 99999])
 def test_a_port_that_cannot_be_opened_is_an_error_of_one_line(port, tmp_path, capsys):
-    path = write_vit(tiny_vit(), tmp_path / "vit.safetensors", class_names=["a"] * 5)
+    path = write_vit(tiny_vit(), tmp_path / "vit.safetensors", class_names=list("abcde"))
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
