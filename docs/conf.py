@@ -45,11 +45,12 @@ pygments_dark_style = "github-dark"
 def adapt_to_the_book(app, name: str, source: list[str]) -> None:
     """Rewrite what works on GitHub and not in the book.
 
-    A badge is a picture on another host, so the book links words instead. On GitHub,
-    `<picture>` chooses between a light and a dark drawing. In the book, the switch on
-    the page chooses.
+    A badge is a picture on another host, so the book links words instead. Folders have
+    no page in it, so their names stand without links. On GitHub, `<picture>` chooses
+    between a light and a dark drawing. In the book, the switch on the page chooses.
     """
     text = source[0].replace(f"[![Open in Colab]({hosted.BADGE})]", "[Open this notebook in Colab]")
+    text = re.sub(r"\[(`\w+/`)\]\(going_modular/\w+\)", r"\1", text)
     picture = r'<picture>.*?srcset="(.*?)".*?src="(.*?)" alt="(.*?)">\s*</picture>'
     both = "```{image} \\2\n:class: only-light\n:alt: \\3\n```\n"
     both += both.replace("\\2", "\\1").replace("light", "dark")

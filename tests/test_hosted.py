@@ -122,10 +122,11 @@ def test_badges_become_words_and_drawings_follow_the_page():
   <source media="..." srcset="a_dark.svg">
   <img src="a_light.svg" alt="A drawing.">
 </picture>"""
-    source = [f"{badge}\n\n{drawing}\n"]
+    source = [f"{badge}\n\n{drawing}\n\n[`vit/`](going_modular/vit)"]
     of_book["adapt_to_the_book"](None, "", source)
     place = "https://colab.research.google.com/github/somebody/a-fork/blob/v1.0/"
     assert source[0].startswith(f"[Open this notebook in Colab]({place}notebooks/02.ipynb)")
+    assert source[0].endswith("\n\n`vit/`")
     for scheme in ("light", "dark"):
         image = f"```{{image}} a_{scheme}.svg\n:class: only-{scheme}\n:alt: A drawing.\n```"
         assert source[0].count(image) == 1
