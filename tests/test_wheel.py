@@ -42,9 +42,9 @@ def installed(wheel, tmp_path_factory):
     """
     root = tmp_path_factory.mktemp("installed")
     python = new_environment(root / "environment", host=sysconfig.get_path("purelib"))
-    subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], check=True
-    )
+    # The host may have the package in its editable form, which pip would count as installed
+    options = ["--quiet", "--no-deps", "--no-index", "--ignore-installed"]
+    subprocess.run([python, "-m", "pip", "install", *options, wheel], check=True)
     hidden = ("PYTHONPATH", "FOODVISION_DATA", "VIT_WEIGHTS")
     environment = {name: value for name, value in os.environ.items() if name not in hidden} | {
         "XDG_CACHE_HOME": str(root / "cache"),
