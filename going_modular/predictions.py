@@ -17,7 +17,7 @@ from torch import nn
 
 from going_modular.images.reading import load_image
 from going_modular.images.transforms import Transform
-from going_modular.utils import get_device
+from going_modular.utils import errors_in_one_line, get_device
 from going_modular.vit.files import read_classifier
 
 
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         path = path.with_suffix(".png")  # as matplotlib will call it
     if isinstance(sys.stdout, TextIOWrapper):  # "?" for characters that it cannot print
         sys.stdout.reconfigure(errors="replace")
-    try:
+    with errors_in_one_line(parser.prog):
         check_folder(path)
         image = load_image(options.photo.absolute())
         model, transform, class_names = read_classifier(options.weights.absolute())
@@ -143,8 +143,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figure = plot_prediction(image, prediction)
         figure.savefig(path)
         plt.close(figure)
-    except (OSError, ValueError, MemoryError) as error:
-        parser.error(str(error))
     print(prediction.label)
     for name, probability in prediction.probabilities.items():
         print(f"  {probability:6.1%}  {name}")

@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from going_modular.utils import (
     best_precision,
     count_parameters,
     describe_environment,
+    errors_in_one_line,
     project_path,
     set_seeds,
 )
@@ -79,20 +81,20 @@ def read_images(
     train_folder: PhotoFolder,
     test_dir: Path,
     hold_out: float,
+    seed: int,
     size: int | tuple[int, int],
     normalization: Normalization,
 ) -> tuple[Images, Images, str]:
     """Training images, resized; test images as the ViT sees them; and a name for these.
 
-    With `hold_out`, that share of the training images takes the test images' place.
+    With `hold_out`, that share of the training images takes the test images' place. The
+    seed decides which.
     """
     train: Images = load_resized(train_folder.root, size)
     test: Images
     test_name, transform = "test", evaluation_transform(size, *normalization)
     if hold_out:
-        kept, test = data_setup.split_train_validation(
-            train_folder.root, hold_out, transform=transform
-        )
+        kept, test = data_setup.split_train_validation(train_folder.root, hold_out, seed, transform)
         train, test_name = Subset(train, kept.indices), "held-out"
     else:
         test = PhotoFolder(test_dir, transform)
@@ -126,7 +128,7 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
     vit, normalization, origin = choose_vit(options, recipe, class_names)
     size = vit.config.image_size
     train_images, test_images, test_name = read_images(
-        train_folder, test_dir, options.hold_out, size, normalization
+        train_folder, test_dir, options.hold_out, options.seed, size, normalization
     )
     folder = output_folder(options, train_dir)
     precision = options.precision or best_precision(device)
@@ -275,19 +277,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.image_size:
         options.image_size = height_and_width(options.image_size)
+    errors = (
+        nullcontext()  # torchrun collects the errors of all processes
+        if dist.is_torchelastic_launched()
+        else errors_in_one_line(parser.prog, memory_advice=ADVICE_ON_MEMORY)
+    )
     try:
-        with process_group() as device:
+        with errors, process_group() as device:
             run(options, device)
     except KeyboardInterrupt as stop:
-        sys.exit(f"stopped, {stop}. The same command goes on from the last checkpoint")
-    except torch.OutOfMemoryError as error:
-        if dist.is_torchelastic_launched():
-            raise
-        parser.exit(2, f"{parser.prog}: error: {error}. {ADVICE_ON_MEMORY}\n")
-    except (OSError, ValueError, FloatingPointError, MemoryError) as error:
-        if dist.is_torchelastic_launched():  # torchrun collects the errors of all processes
-            raise
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+        done = f", {stop}" if stop.args else ""
+        sys.exit(f"stopped{done}. The same command goes on from the last checkpoint")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""What every part of the series needs: paths, seeds, the device, counting, saving."""
+"""What every part of the series needs: paths, errors, seeds, the device, counting, saving."""
 
 import json
 import os
 import platform
 import random
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,8 @@ PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else None
 SIZES = ("smoke", "cpu", "paper")
 PRECISIONS = ("float32", "bfloat16", "float16")
+# Errors that tell the user of a command what to do.
+USER_ERRORS = (OSError, ValueError, ImportError, FloatingPointError)
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -52,6 +55,56 @@ def data_dir() -> Path:
     return user_cache_path("vit-paper-replicating") / "data"
 
 
+def require_checkout() -> None:
+    """Raise `FileNotFoundError` where pip installed the package without the repository."""
+    if CHECKOUT is None:
+        raise FileNotFoundError(
+            "this command works on the files of the repository, and pip installed "
+            "going_modular without them: run it in a checkout of the repository"
+        )
+
+
+@contextmanager
+def errors_in_one_line(
+    program: str, *more: type[Exception], memory_advice: str = ""
+) -> Iterator[None]:
+    """End a command with the line "program: error: message" if a user's error is raised.
+
+    The line goes to the error stream, and the exit status is 2, as argparse does it for
+    wrong arguments. Any other error is a bug and keeps its traceback.
+
+    Args:
+        more: errors that a user of this command can cause, besides `USER_ERRORS` and too
+            little memory.
+        memory_advice: what to do if there is too little memory.
+
+    Raises:
+        SystemExit: for a user's error.
+    """
+    try:
+        yield
+    except Exception as error:
+        lacks_memory = is_out_of_memory(error)
+        if not lacks_memory and not isinstance(error, (*USER_ERRORS, *more)):
+            raise
+        message = " ".join(str(error).splitlines()) or type(error).__name__
+        if lacks_memory and memory_advice:
+            message += f". {memory_advice}"
+        print(f"{program}: error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is too small, on a GPU or on the CPU.
+
+    For the memory of the CPU, PyTorch raises a plain `RuntimeError`. Its message names the
+    part of PyTorch that failed.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
 def set_seeds(seed: int = 42) -> None:
     """Seed the generators of Python, NumPy and PyTorch, on all devices."""
     random.seed(seed)
@@ -63,9 +116,22 @@ def get_device() -> torch.device:
     """Return the fastest device of this machine: CUDA, else Apple's MPS, else the CPU.
 
     The environment variable FOODVISION_DEVICE overrides the choice, for example "cpu".
+
+    Raises:
+        ValueError: if the variable names no device, or one that this machine does not have.
     """
     if chosen := os.environ.get("FOODVISION_DEVICE"):
-        return torch.device(chosen)
+        try:
+            device = torch.device(chosen)
+        except RuntimeError as error:
+            raise ValueError(f"FOODVISION_DEVICE={chosen!r}: expected cpu, cuda or mps") from error
+        counts = {"cuda": torch.cuda.device_count, "mps": torch.mps.device_count}
+        if device.type in counts and (device.index or 0) >= counts[device.type]():
+            raise ValueError(
+                f"FOODVISION_DEVICE={chosen!r}: this machine has no such device; choose cpu, "
+                "or unset the variable"
+            )
+        return device
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():

@@ -1,6 +1,7 @@
 """What `make test-all` counts and writes, on suites of a few lines."""
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -23,13 +24,57 @@ def test_a_suite_counts_what_passed_failed_and_was_skipped(tmp_path, monkeypatch
         "def test_3():\n    assert 1 == 2\n\n\n"
         "@pytest.mark.skip\n@pytest.mark.parametrize('x', [1, 2, 3])\ndef test_4(x):\n    pass\n"
     )
-    monkeypatch.setattr(all_suites, "SUITES", {"small": [str(path)], "none": [str(tmp_path)]})
+    monkeypatch.setattr(all_suites, "SUITES", {"small": [str(path)]})
     row = all_suites.run_suite("small")
     assert (row.suite, row.passed, row.failed, row.skipped) == ("small", 2, 1, 3)
     assert str(Row("small", 2, 1, 3, 0.25)) == "| small | 2 | 1 | 3 | 0.2 |"
-    path.unlink()
-    with pytest.raises(SystemExit, match="none: pytest ended with 5"):  # it found no test
-        all_suites.run_suite("none")
+
+
+def raising(error):
+    """A function that raises an error, whatever it is given."""
+
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("broken", "error", "reason", "rows"),
+    [
+        ("pytest", None, "pytest ended with 5", ["small | 0 | 1", "types, by file | 7 | 0"]),
+        (
+            "interpreter_for",
+            subprocess.CalledProcessError(1, ["pip"]),
+            "Command '['pip']' returned non-zero exit status 1",
+            ["small | 0 | 1", "types, by file | 7 | 0"],
+        ),
+        (
+            "run_types",
+            ValueError("mypy has checked no files"),
+            "mypy has checked no files",
+            ["small | 1 | 0", "types, by file | 0 | 1"],
+        ),
+    ],
+)
+def test_what_cannot_be_run_is_a_failure_and_the_pages_are_written(
+    broken, error, reason, rows, tmp_path, monkeypatch, capsys
+):
+    test = tmp_path / "test_small.py"
+    test.write_text("" if broken == "pytest" else "def test_1():\n    pass\n")
+    (tmp_path / "coverage.json").write_text("from an older run")
+    monkeypatch.setattr(all_suites, "RESULTS", tmp_path)
+    monkeypatch.setattr(all_suites, "COVERAGE", tmp_path / "coverage.json")
+    monkeypatch.setattr(all_suites, "SUITES", {"small": [str(test)]})
+    monkeypatch.setattr(all_suites, "run_types", lambda: Row(all_suites.TYPES, 7, 0, 0, 0.1))
+    if error:
+        monkeypatch.setattr(all_suites, broken, raising(error))
+    with pytest.raises(SystemExit) as end:
+        all_suites.main([])
+    assert end.value.code == 1 and reason in capsys.readouterr().out
+    page = (tmp_path / "test_all.md").read_text(encoding="utf-8")
+    assert all(f"| {row} |" in page for row in rows)
+    assert not (tmp_path / "coverage.md").exists()
 
 
 def make_python(path, version):

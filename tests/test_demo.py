@@ -20,6 +20,7 @@ from going_modular import data_setup, engine
 from going_modular.drawings.synthetic_food import draw
 from going_modular.images.transforms import HALF, IMAGENET, denormalize, evaluation_transform
 from going_modular.predictions import predict_image
+from going_modular.utils import get_device
 from going_modular.vit.files import write_vit
 from going_modular.vit.inspect import attention_maps, attention_rollout, class_attention
 
@@ -142,9 +143,9 @@ def test_a_trained_classifier_can_be_tried(size, grid, sharp, normalization, tmp
         for component, answer in show(tmp_path / "sushi.png", 2, 3).items()
     }
     transform = evaluation_transform(size, *normalization)
-    expected = predict_image(vit, picture, names, transform, demo.DEVICE)
+    expected = predict_image(vit, picture, names, transform, get_device())
     assert answers["probabilities"] == expected.probabilities
-    maps = attention_maps(vit, transform(picture)[None].to(demo.DEVICE))[0].cpu()
+    maps = attention_maps(vit, transform(picture)[None].to(get_device()))[0].cpu()
     seen = class_attention(maps[1, 2], grid)
     view = denormalize(evaluation_transform(sharp, *normalization)(picture), *normalization)
     assert np.array_equal(answers["attention"], demo.overlay(view, seen))
@@ -153,15 +154,31 @@ def test_a_trained_classifier_can_be_tried(size, grid, sharp, normalization, tmp
     assert patches.shape[0] / patches.shape[1] == pytest.approx(size[0] / size[1], rel=0.05)
 
 
+def test_a_model_that_diverged_is_a_message_on_the_page(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    vit = tiny_vit()
+    vit.head.bias.data.fill_(float("nan"))
+    write_vit(vit, tmp_path / "vit.safetensors", class_names=["a", "b", "c", "d", "e"])
+    page = demo.build_page(*demo.trained_classifier(tmp_path / "vit.safetensors"))
+    draw("sushi", np.random.default_rng(0), 100).save(tmp_path / "sushi.png")
+    (show,) = {block.fn for block in page.fns.values() if block.name == "show"}
+    answers = show(tmp_path / "sushi.png", 0, 0)
+    by_name = {component.elem_id: answer for component, answer in answers.items()}
+    assert "NaN" in by_name["message"] and "lower learning rate" in by_name["message"]
+    assert by_name["photo"] is None and "probabilities" not in by_name
+
+
 def test_bad_weights_are_an_error_of_one_line(tmp_path, capsys):
     write_vit(tiny_vit(), tmp_path / "nameless.safetensors")
     for name, message in {
         "nameless.safetensors": "does not name its classes",
         "missing.safetensors": "there is no file of weights",
     }.items():
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit) as end:
             demo.main(["--weights", str(tmp_path / name)])
-        assert message in capsys.readouterr().err
+        (line,) = capsys.readouterr().err.splitlines()
+        assert end.value.code == 2 and message in line
+        assert line.startswith("python -m going_modular.publishing.demo: error: ")
 
 
 @pytest.mark.parametrize("port", ["taken", 99999])
@@ -298,7 +315,7 @@ def probabilities_on(page):
 
 def predicted(served, picture):
     c = served.classifier
-    p = predict_image(c.model, picture, c.class_names, c.transform, demo.DEVICE)
+    p = predict_image(c.model, picture, c.class_names, c.transform, get_device())
     return {name: f"{value:.0%}" for name, value in p.probabilities.items()}
 
 
@@ -330,7 +347,7 @@ def test_an_uploaded_picture_is_classified_lit_and_cut(served, open_page, tmp_pa
     assert probabilities_on(page) == predicted(served, picture)
 
     vit, transform = served.vit, served.classifier.transform
-    maps = attention_maps(vit, transform(picture)[None].to(demo.DEVICE)).cpu()[0]
+    maps = attention_maps(vit, transform(picture)[None].to(get_device())).cpu()[0]
     expected = class_attention(attention_rollout(maps), (8, 8))
     source, pixels = image_on(page, "attention")
     assert np.array_equal(pixels, demo.overlay(square(picture), expected))
@@ -363,7 +380,7 @@ def test_the_page_says_what_the_model_is_and_how_good(served, open_page):
     *_, test_loader = data_setup.create_dataloaders(
         food.train_dir, food.test_dir, c.transform, batch_size=25
     )[:2]
-    logits, labels = engine.predict(c.model, test_loader, demo.DEVICE)
+    logits, labels = engine.predict(c.model, test_loader, get_device())
     right = (logits.argmax(dim=1) == labels).sum().item()
     assert right > 60
     text = open_page().locator("body").inner_text()

@@ -225,6 +225,8 @@ def test_weights_that_cannot_be_used_are_one_error(kind, message, photo, tmp_pat
         predictions.main([str(photo), "--weights", str(path), "--output", str(tmp_path / "p.png")])
     printed = capsys.readouterr()
     assert stop.value.code == 2 and re.search(message, printed.err) and not printed.out
+    (line,) = printed.err.splitlines()
+    assert line.startswith("python -m going_modular.predictions: error: ")
     assert not (tmp_path / "p.png").exists()
 
 

@@ -111,7 +111,12 @@ def test_the_papers_tables():
         ({"epochs": 1, "batch_size": 0}, "batch_size must be a whole number >= 1"),
         ({"epochs": 1, "crop_scale": 2.0}, "crop_scale must be at most 1, got 2.0"),
         ({"epochs": 1, "randaugment": 31}, "randaugment must be at most 30"),
-        ({"epochs": 1, "average_decay": 1.5}, "average_decay must be at most 1"),
+        ({"epochs": 1, "average_decay": 1.0}, "average_decay must be .* below 1, got 1.0"),
+        ({"epochs": 1, "dropout": 1.0}, "dropout must be a number from 0 to below 1, got 1.0"),
+        ({"epochs": 1, "stochastic_depth": 1}, "stochastic_depth must be .* below 1, got 1"),
+        ({"epochs": 1, "betas": (2, 3)}, r"betas must be two numbers .*, got \(2, 3\)"),
+        ({"epochs": 1, "betas": (0.9, 1.0)}, r"below 1, got \(0.9, 1.0\)"),
+        ({"epochs": 1, "betas": (0.9,)}, r"betas must be two numbers .*, got \(0.9,\)"),
     ],
 )
 def test_impossible_settings_are_named(settings, message):

@@ -53,7 +53,7 @@ import time
 from pathlib import Path
 
 from going_modular.experiments import sweeps
-from going_modular.experiments.command_line import errors_in_one_line
+from going_modular.experiments.command_line import endings_in_one_line
 
 
 def slow(number):
@@ -64,7 +64,7 @@ def slow(number):
 if __name__ == "__main__":
     sweeps.RESULTS = Path("results")
     points = [{"number": number, "settings": "a"} for number in range(100)]
-    with errors_in_one_line():
+    with endings_in_one_line("slow_sweep.py"):
         sweeps.sweep("slow", points, slow, jobs=2)
 """
 
@@ -278,14 +278,7 @@ def test_an_installed_package_reads_the_results(installed):
 
 def test_an_installed_package_refuses_to_sweep_in_one_line(installed):
     process = run_installed(installed, "-m", "going_modular.experiments.recipe_parts")
-    assert process.returncode == 1 and process.stdout == ""
+    assert process.returncode == 2 and process.stdout == ""
     assert "in a checkout of the repository" in process.stderr
     assert len(process.stderr.splitlines()) == 1
     assert not (installed / "data").exists()  # nothing was drawn before
-
-
-def test_no_sweep_starts_outside_a_checkout(results, monkeypatch):
-    monkeypatch.setattr(sweeps, "CHECKOUT", None)
-    with pytest.raises(PermissionError, match="checkout"):
-        sweep("squares", [{"number": 1, "seed": 0, "settings": "a"}], squared)
-    assert not list(results.iterdir())

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import types
+from contextlib import nullcontext
 from dataclasses import fields, replace
 
 import pytest
@@ -100,6 +101,19 @@ def test_held_out_images_are_training_images(folder, capsys):
     printed = capsys.readouterr().out
     assert "7 to train on, 4 held-out images, 2 classes" in printed
     assert "held-out accuracy" in printed.splitlines()[-1]
+
+
+def test_the_seed_decides_which_images_are_held_out(folder):
+    photos = data_setup.PhotoFolder(folder / "images/train")
+
+    def held_out(seed):
+        _, images, _ = train.read_images(
+            photos, folder / "images/test", 0.3, seed, 24, train.Normalization()
+        )
+        return images.tensors[0]
+
+    assert torch.equal(held_out(42), held_out(42))
+    assert not all(torch.equal(held_out(42), held_out(seed)) for seed in range(3))
 
 
 def test_accumulated_parts_of_a_batch_are_that_batch(folder):
@@ -208,6 +222,8 @@ def test_runs_on_other_images_or_weights_write_elsewhere(tmp_path):
         ({"hold_out": 2}, "fraction must lie between 0 and 1"),
         ({"weights": "nowhere.safetensors"}, "there is no file of weights"),
         ({"output": __file__}, "test_train.py"),
+        ({"betas": [2, 3]}, "betas must be two numbers from 0 to below 1, got (2.0, 3.0)"),
+        ({"image_size": 12_000_000}, "can't allocate memory"),
     ],
 )
 def test_what_goes_wrong_is_one_line(folder, changes, message):
@@ -235,6 +251,18 @@ def test_too_little_memory_is_one_line_with_advice(folder, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         train.main(arguments(folder))
     assert "out of memory. Give --accumulate 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ValueError, torch.OutOfMemoryError, MemoryError])
+def test_torchrun_gets_the_errors_themselves(folder, error, monkeypatch):
+    def fail(*_, **__):
+        raise error("for torchrun")
+
+    monkeypatch.setattr(train.dist, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(train, "process_group", lambda: nullcontext(torch.device("cpu")))
+    monkeypatch.setattr(train, "fit", fail)
+    with pytest.raises(error, match="for torchrun"):
+        train.main(arguments(folder))
 
 
 def test_every_setting_of_a_recipe_is_an_option(folder):

@@ -112,6 +112,54 @@ def test_the_device_can_be_chosen(monkeypatch):
     assert utils.get_device() == torch.device("meta")
 
 
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ("gpu", "FOODVISION_DEVICE='gpu': expected cpu, cuda or mps"),
+        ("cuda", "FOODVISION_DEVICE='cuda': this machine has no such device"),
+        ("cuda:1", "FOODVISION_DEVICE='cuda:1': this machine has no such device"),
+        ("mps", "FOODVISION_DEVICE='mps': this machine has no such device"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(chosen, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(chosen == "cuda:1"))
+    monkeypatch.setattr(torch.mps, "device_count", lambda: 0)
+    monkeypatch.setenv("FOODVISION_DEVICE", chosen)
+    with pytest.raises(ValueError, match=message):
+        utils.get_device()
+
+
+# How a command ends
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("no"), "no"),
+        (FileNotFoundError("no"), "no"),
+        (ImportError("no"), "no"),
+        (FloatingPointError("no"), "no"),
+        (KeyError("no"), "'no'"),  # an error of this command alone
+        (ValueError("two\nlines"), "two lines"),
+        (MemoryError(), "MemoryError. Take less"),
+        (torch.OutOfMemoryError("full"), "full. Take less"),
+        (RuntimeError("DefaultCPUAllocator: no"), "DefaultCPUAllocator: no. Take less"),
+    ],
+)
+def test_a_users_error_is_one_line_with_status_2(error, line, capsys):
+    with pytest.raises(SystemExit) as end:
+        with utils.errors_in_one_line("program", KeyError, memory_advice="Take less"):
+            raise error
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"program: error: {line}\n"
+
+
+@pytest.mark.parametrize("error", [KeyError("a bug"), RuntimeError("a bug"), TypeError("a bug")])
+def test_a_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error)), utils.errors_in_one_line("program"):
+        raise error
+
+
 def test_environment_in_two_lines():
     versions, machine = utils.describe_environment().split("\n")
     assert torch.__version__ in versions and "/" not in versions + machine

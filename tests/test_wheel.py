@@ -142,5 +142,6 @@ def test_training_runs_and_writes_to_the_working_folder(installed):
 def test_a_command_that_needs_a_checkout_says_so_in_one_line(installed, command):
     name, *arguments = command
     done = installed.run("-m", f"going_modular.publishing.{name}", *arguments)
-    assert done.returncode == 1 and done.stdout == ""
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"python -m going_modular.publishing.{name}: error: ")
     assert done.stderr.count("\n") == 1 and "run it in a checkout" in done.stderr

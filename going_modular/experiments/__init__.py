@@ -20,6 +20,6 @@ What they share:
 
     cross_validation  the 300 images, dealt into five folds
     sweeps            many trainings, one line of JSON for each
-    command_line      options, and errors in one line
+    command_line      options, errors in one line, and Ctrl-C
     results/          the lines of all sweeps; docs/results/README.md explains them
 """

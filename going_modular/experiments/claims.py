@@ -27,18 +27,19 @@ from torch.utils.data import Subset, TensorDataset
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from going_modular.drawings.synthetic_food import draw, drawn_once
-from going_modular.experiments.command_line import errors_in_one_line, sweep_parser
-from going_modular.experiments.sweeps import (
-    check_results_are_writable,
-    fingerprint,
-    read_results,
-    sweep,
-)
+from going_modular.experiments.command_line import endings_in_one_line, sweep_parser
+from going_modular.experiments.sweeps import fingerprint, read_results, sweep
 from going_modular.images.transforms import to_normalized
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.training.fit import augment, fit
 from going_modular.training.recipes import Recipe
-from going_modular.utils import count_multiply_adds, data_dir, get_device, set_seeds
+from going_modular.utils import (
+    count_multiply_adds,
+    data_dir,
+    get_device,
+    require_checkout,
+    set_seeds,
+)
 from going_modular.vit.config import check_choice
 
 DISHES = ("pizza", "steak", "sushi")
@@ -264,8 +265,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     groups = options.groups or list(POINTS)
     if unknown := set(groups) - set(POINTS):
         parser.error(f"no group {', '.join(unknown)}: choose from {', '.join(POINTS)}")
-    with errors_in_one_line():
-        check_results_are_writable()
+    with endings_in_one_line(parser.prog):
+        require_checkout()
         for block in range(HELD_OUT + 1):  # before the processes, which would draw it twice
             drawings(block)
         sweep("claims", points_of(groups, options.seeds), run_point, options.jobs)

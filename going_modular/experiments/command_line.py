@@ -1,27 +1,25 @@
-"""What the commands of this folder share: their options, and errors in one line."""
+"""What the commands of this folder share: their options, and how they end early."""
 
 import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Errors that tell the user what to do. Any other error is a bug and keeps its traceback.
-USER_ERRORS = (OSError, ValueError, ImportError, MemoryError, FloatingPointError)
+from going_modular.utils import errors_in_one_line
 
 
 @contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """End the program with the message of an error, without a traceback.
+def endings_in_one_line(program: str) -> Iterator[None]:
+    """`errors_in_one_line`, and a line after Ctrl-C that says how to go on.
 
     Raises:
-        SystemExit: with the message of the error.
+        SystemExit: for a user's error, or after Ctrl-C.
     """
     try:
-        yield
+        with errors_in_one_line(program):
+            yield
     except KeyboardInterrupt:
         sys.exit("stopped: the same command goes on from here")
-    except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
 
 
 def positive(text: str) -> int:

@@ -13,7 +13,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from going_modular.experiments.command_line import command_parser
+from going_modular.experiments.command_line import command_parser, endings_in_one_line
 from going_modular.model_builder import VIT_CONFIGS, ViT, ViTConfig
 from going_modular.training.memory import process_bytes, state_bytes
 from going_modular.training.recipes import TABLE_3
@@ -117,11 +117,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "what", nargs="?", choices=["measure"], help="images a second on this machine"
     )
-    if parser.parse_args(arguments).what == "measure":
-        print(measure())
-    else:
-        print(as_markdown(MEMORY_HEADER, memory_table()), end="\n\n")
-        print(as_markdown(HOURS_HEADER, hours_table()))
+    what = parser.parse_args(arguments).what
+    with endings_in_one_line(parser.prog):
+        if what == "measure":
+            print(measure())
+        else:
+            print(as_markdown(MEMORY_HEADER, memory_table()), end="\n\n")
+            print(as_markdown(HOURS_HEADER, hours_table()))
 
 
 if __name__ == "__main__":

@@ -22,19 +22,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 from going_modular import data_setup, engine
-from going_modular.experiments.command_line import errors_in_one_line, sweep_parser
+from going_modular.experiments.command_line import endings_in_one_line, sweep_parser
 from going_modular.experiments.cross_validation import five_folds, our_backbone, read_images
-from going_modular.experiments.sweeps import (
-    check_results_are_writable,
-    fingerprint,
-    read_results,
-    sweep,
-)
+from going_modular.experiments.sweeps import fingerprint, read_results, sweep
 from going_modular.images.transforms import Transform, evaluation_transform
 from going_modular.model_builder import ViT
 from going_modular.training.fit import augment, fit, resize_for_crops
 from going_modular.training.recipes import HEAD, MINI, RECIPES, TABLE_4, Recipe, initialize
-from going_modular.utils import get_device, set_seeds
+from going_modular.utils import get_device, require_checkout, set_seeds
 from going_modular.vit.weights import load_weights
 
 # Self-supervised pretraining: each training image is a class of its own, and the network
@@ -286,8 +281,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS | CANDIDATES, metavar="METHOD")
     options = parser.parse_args(arguments)
     choosing = options.sweep == "choose"
-    with errors_in_one_line():
-        check_results_are_writable()
+    with endings_in_one_line(parser.prog):
+        require_checkout()
         source = data_setup.get_food_images().source
         points = [
             {

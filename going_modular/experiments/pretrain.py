@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from going_modular.drawings.synthetic_food import NAMES, draw_scene, drawn_once
 from going_modular.engine import Method
-from going_modular.experiments.command_line import command_parser, errors_in_one_line, positive
+from going_modular.experiments.command_line import command_parser, endings_in_one_line, positive
 from going_modular.images.transforms import to_normalized
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.training.checkpoints import Checkpoint
@@ -341,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="float32 throughout, for processors that are slow in bfloat16",
     )
     options = parser.parse_args(arguments)
-    with errors_in_one_line():
+    with endings_in_one_line(parser.prog):
         print("weights:", pretrain(options))
 
 

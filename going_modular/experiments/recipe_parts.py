@@ -15,13 +15,13 @@ from torch.utils.data import TensorDataset
 
 from going_modular import data_setup
 from going_modular.drawings.synthetic_food import make_food_dataset
-from going_modular.experiments.command_line import errors_in_one_line, sweep_parser
-from going_modular.experiments.sweeps import check_results_are_writable, fingerprint, sweep
+from going_modular.experiments.command_line import endings_in_one_line, sweep_parser
+from going_modular.experiments.sweeps import fingerprint, sweep
 from going_modular.images.transforms import evaluation_transform
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.training.fit import augment, fit, load_resized
 from going_modular.training.recipes import RECIPES, initialize
-from going_modular.utils import data_dir, get_device, set_seeds
+from going_modular.utils import data_dir, get_device, require_checkout, set_seeds
 from going_modular.vit.config import check_choice
 
 # The model of notebook 08 at size "cpu"
@@ -109,16 +109,15 @@ def settings_of(part: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = sweep_parser("recipe_parts", "What each part of a training recipe adds").parse_args(
-        arguments
-    )
+    parser = sweep_parser("recipe_parts", "What each part of a training recipe adds")
+    options = parser.parse_args(arguments)
     points = [
         {"part": part, "seed": seed, "settings": settings_of(part)}
         for seed in range(options.seeds)
         for part in PARTS
     ]
-    with errors_in_one_line():
-        check_results_are_writable()
+    with endings_in_one_line(parser.prog):
+        require_checkout()
         sweep("parts", points, run_part, options.jobs)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import multiprocessing
 from tqdm import tqdm
 
-from going_modular.utils import CHECKOUT, append_line
+from going_modular.utils import append_line
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -25,11 +25,7 @@ def sweep(name: str, points: list[dict], run: Callable[..., dict], jobs: int = 1
             fingerprint of everything else that the run depends on.
         run: a function at the top of a module, because other processes call it.
         jobs: processes, with one thread each.
-
-    Raises:
-        PermissionError: see `check_results_are_writable`.
     """
-    check_results_are_writable()
     stored = read_results(name)
     missing = [
         point for point in points if not any(point.items() <= line.items() for line in stored)
@@ -38,15 +34,6 @@ def sweep(name: str, points: list[dict], run: Callable[..., dict], jobs: int = 1
         lines = pool.imap_unordered(partial(line_of, run), missing)
         for line in tqdm(lines, name, len(points), initial=len(points) - len(missing)):
             append_line(RESULTS / f"{name}.jsonl", line)
-
-
-def check_results_are_writable() -> None:
-    """Raise `PermissionError` where pip installed the package: a sweep changes its files."""
-    if CHECKOUT is None:
-        raise PermissionError(
-            "a sweep adds lines to the package's own files, and this package was installed "
-            "by pip: run the sweep in a checkout of the repository"
-        )
 
 
 def prepare_process() -> None:

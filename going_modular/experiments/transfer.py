@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from going_modular import data_setup, engine
 from going_modular.data_setup import FoodImages
-from going_modular.experiments.command_line import command_parser, errors_in_one_line
+from going_modular.experiments.command_line import command_parser, endings_in_one_line
 from going_modular.experiments.cross_validation import (
     Images,
     Split,
@@ -278,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_parser("transfer", "What our pretrained ViT is worth on 300 images")
     parser.add_argument("what", choices=COMMANDS)
     options = parser.parse_args(arguments)
-    with errors_in_one_line():
+    with endings_in_one_line(parser.prog):
         food = data_setup.get_food_images()
         print(f"{food.source} · {describe_environment()}")
         COMMANDS[options.what](food)

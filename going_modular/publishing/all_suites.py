@@ -15,12 +15,17 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from going_modular.publishing.hosted import require_checkout
-from going_modular.utils import describe_environment, project_path
+from going_modular.utils import (
+    describe_environment,
+    errors_in_one_line,
+    project_path,
+    require_checkout,
+)
 
 BUILD, RESULTS = project_path("build"), project_path("docs/results")
 COVERAGE = BUILD / "coverage.json"
@@ -158,7 +163,13 @@ def run_types() -> Row:
 
 
 def run_suite(suite: str) -> Row | None:
-    """Run a suite; None, and a line, if this machine has no interpreter for it."""
+    """Run a suite; None, and a line, if this machine has no interpreter for it.
+
+    Raises:
+        RuntimeError: if pytest crashed, or found no test.
+        ValueError: see `count_files`.
+        OSError, CalledProcessError: if the interpreter, pip or pytest cannot be run.
+    """
     if suite == TYPES:
         return run_types()
     python = interpreter_for(suite)
@@ -185,13 +196,23 @@ def run_suite(suite: str) -> Row | None:
         env=os.environ | environment,
     )
     minutes = (time.perf_counter() - start) / 60
-    if done.returncode not in (0, 1):  # it crashed, or found no test
-        sys.exit(f"{suite}: pytest ended with {done.returncode}")
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"pytest ended with {done.returncode}")
     (found,) = ElementTree.parse(report).getroot().iter("testsuite")
     count = {name: int(value) for name, value in found.items() if value.isdigit()}
     failed = count["failures"] + count["errors"]
     passed = count["tests"] - failed - count["skipped"]
     return Row(suite, passed, failed, count["skipped"], minutes)
+
+
+def row_of(suite: str) -> Row | None:
+    """What `run_suite` gives. If the suite cannot be run, one failure, and a line why."""
+    start = time.perf_counter()
+    try:
+        return run_suite(suite)
+    except (RuntimeError, ValueError, OSError, subprocess.CalledProcessError) as error:
+        print(f"== {suite}: not finished, {error}", flush=True)
+        return Row(suite, passed=0, failed=1, skipped=0, minutes=(time.perf_counter() - start) / 60)
 
 
 def run_on() -> str:
@@ -230,7 +251,10 @@ def coverage_page(report: dict) -> str:
 
 
 def write_pages(rows: list[Row], not_run: list[str]) -> None:
-    """Write the results of a whole run into docs/results."""
+    """Write the results of a whole run into docs/results.
+
+    The page of coverage stays as it is if the unit tests have measured none.
+    """
     skipped = f"Not run, for want of an interpreter: {', '.join(not_run)}. " if not_run else ""
     (RESULTS / "test_all.md").write_text(
         "# The last whole run of `make test-all`\n\n"
@@ -240,22 +264,28 @@ def write_pages(rows: list[Row], not_run: list[str]) -> None:
         f"{table_of(rows)}\n",
         encoding="utf-8",
     )
-    report = json.loads(COVERAGE.read_text(encoding="utf-8"))
-    (RESULTS / "coverage.md").write_text(coverage_page(report), encoding="utf-8")
+    if COVERAGE.is_file():
+        report = json.loads(COVERAGE.read_text(encoding="utf-8"))
+        (RESULTS / "coverage.md").write_text(coverage_page(report), encoding="utf-8")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the suites; exit with 1 if anything failed."""
-    require_checkout()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "python -m going_modular.publishing.all_suites", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--only", nargs="*", choices=[*SUITES, TYPES, *PARTS], metavar="SUITE")
-    only = parser.parse_args().only
-    BUILD.mkdir(exist_ok=True)
-    results = {suite: run_suite(suite) for suite in only or [*SUITES, TYPES]}
-    rows = [row for row in results.values() if row]
-    print(table_of(rows))
-    if not only:
-        write_pages(rows, [suite for suite, row in results.items() if not row])
+    only = parser.parse_args(arguments).only
+    with errors_in_one_line(parser.prog):
+        require_checkout()
+        BUILD.mkdir(exist_ok=True)
+        if not only:
+            COVERAGE.unlink(missing_ok=True)  # an older run's must not reach the page
+        results = {suite: row_of(suite) for suite in only or [*SUITES, TYPES]}
+        rows = [row for row in results.values() if row]
+        print(table_of(rows))
+        if not only:
+            write_pages(rows, [suite for suite, row in results.items() if not row])
     sys.exit(any(row.failed for row in rows))
 
 

@@ -10,14 +10,13 @@ import argparse
 import os
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import gradio as gr
 import numpy as np
 import torch
 from PIL import Image
-from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware
 from torch import nn
 
 from going_modular import data_setup, engine
@@ -28,14 +27,16 @@ from going_modular.model_builder import ViT
 from going_modular.predictions import predict_image
 from going_modular.training.fit import fit
 from going_modular.training.recipes import HEAD
-from going_modular.utils import get_device, set_seeds
+from going_modular.utils import errors_in_one_line, get_device, set_seeds
 from going_modular.vit.backbones import load_pretrained_backbone, vit_of
 from going_modular.vit.files import Classifier, read_classifier
 from going_modular.vit.inspect import attention_maps, attention_rollout, class_attention
 from going_modular.vit.plots import upsample
 from going_modular.vit.positions import Grid
 
-DEVICE = get_device()
+if TYPE_CHECKING:  # `check_gradio` says whether it is installed
+    import gradio as gr
+
 SMALLEST = 32  # pixels of the shorter side of a picture
 LONGEST = 10  # the longer side of a picture, at most, by the shorter one
 SHARP = 560  # pixels of the longer side of a picture that is drawn, at least
@@ -58,16 +59,17 @@ def fit_classifier() -> tuple[Classifier, ViT, str]:
     Returns:
         (classifier, the backbone's ViT, a description with the accuracy on the test images)
     """
+    device = get_device()
     backbone, transform, name = load_pretrained_backbone("drawn_dishes")
     food = data_setup.get_food_images()
     *loaders, class_names = data_setup.create_dataloaders(
         food.train_dir, food.test_dir, transform, batch_size=32
     )
-    train, test = (engine.extract_features(backbone, x, DEVICE) for x in loaders)
+    train, test = (engine.extract_features(backbone, x, device) for x in loaders)
     K = len(class_names)
     set_seeds(42)
     head = nn.Linear(train.tensors[0].shape[1], K)  # D features
-    _, results = fit(head, HEAD, train, test, K, device=DEVICE, progress=False)
+    _, results = fit(head, HEAD, train, test, K, device=device, progress=False)
     right = round(results["test_acc"][-1] * len(test))
     description = (
         f"{name}, and a linear head on the mean and the spread of its patch tokens, "
@@ -155,13 +157,25 @@ CSS = """
 """
 
 
-def build_page(classifier: Classifier, vit: ViT, description: str) -> gr.Blocks:
+def check_gradio() -> None:
+    """Raise `ImportError` unless gradio is installed, which makes the page."""
+    if find_spec("gradio") is None:
+        raise ImportError(
+            "the page needs gradio, which is not installed: `pip install gradio` installs it; "
+            "in a checkout, `make demo` installs it and starts the page"
+        )
+
+
+def build_page(classifier: Classifier, vit: ViT, description: str) -> "gr.Blocks":
     """The page, ready to launch.
 
     Args:
         vit: the part of the classifier's model that has attention.
         description: what the model is, in words.
     """
+    import gradio as gr
+
+    device = get_device()
     model, transform, class_names = classifier
     colors = {"mean": transform.mean, "std": transform.std}
     config, grid = vit.config, vit.config.grid
@@ -174,10 +188,10 @@ def build_page(classifier: Classifier, vit: ViT, description: str) -> gr.Blocks:
             return {message: "", **hidden}
         try:
             picture = read_picture(picture)
+            prediction = predict_image(model, picture, class_names, transform, device)
         except ValueError as error:
             return {photo: None, message: f"**{error}**", **hidden}
-        prediction = predict_image(model, picture, class_names, transform, DEVICE)
-        image = transform(picture)[None].to(DEVICE)  # (1, 3, H, W)
+        image = transform(picture)[None].to(device)  # (1, 3, H, W)
         maps = attention_maps(vit, image)[0].cpu()
         # The same part of the picture with more pixels than the model gets
         view = denormalize(evaluation_transform(sharp_size, **colors)(picture), **colors)
@@ -287,6 +301,10 @@ def serve(classifier: Classifier, vit: ViT, description: str, port: int | None) 
     Raises:
         OSError: if there is no free port.
     """
+    import gradio as gr
+    from starlette.middleware import Middleware
+    from starlette.middleware.base import BaseHTTPMiddleware
+
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:
         # Gradio keeps uploaded photos here, until the server stops
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -333,11 +351,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, help="(default: a free one from 7860)")
     options = parser.parse_args(arguments)
     weights = options.weights
-    try:
+    with errors_in_one_line(parser.prog):
+        check_gradio()
         shown = trained_classifier(weights.absolute()) if weights else fit_classifier()
         serve(*shown, options.port)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

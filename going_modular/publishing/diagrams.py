@@ -17,8 +17,7 @@ from matplotlib.path import Path
 from matplotlib.text import Text
 
 from going_modular.model_builder import TransformerEncoderBlock, ViT, ViTConfig
-from going_modular.publishing.hosted import require_checkout
-from going_modular.utils import project_path
+from going_modular.utils import errors_in_one_line, project_path, require_checkout
 
 FOLDER = "docs/diagrams"
 CIRCLE: dict[str, Any] = {"boxstyle": "circle,pad=0"}
@@ -356,8 +355,12 @@ def words_of(figure: Figure) -> str:
     return " · ".join(" ".join(t.get_text().split()) for t in figure.findobj(Text) if t.get_text())
 
 
-def main() -> None:
-    """Write each drawing as SVG, for light and for dark pages."""
+def write_diagrams() -> None:
+    """Write each drawing as SVG, for light and for dark pages.
+
+    Raises:
+        FileNotFoundError: see `require_checkout`.
+    """
     require_checkout()
     folder = project_path(FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
@@ -370,6 +373,11 @@ def main() -> None:
                     metadata={"Title": title, "Description": words_of(figure), "Date": None},
                 )
             plt.close(figure)
+
+
+def main() -> None:
+    with errors_in_one_line("python -m going_modular.publishing.diagrams"):
+        write_diagrams()
 
 
 if __name__ == "__main__":

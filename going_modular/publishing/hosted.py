@@ -47,15 +47,6 @@ hosted.install_missing()
 )
 
 
-def require_checkout() -> None:
-    """End the program, with one line, where there are no files of the repository."""
-    if not CHECKOUT:
-        sys.exit(
-            "This command works on the files of the repository, and pip installed "
-            "going_modular without them: run it in a checkout."
-        )
-
-
 def project_setting(name: str) -> str:
     """The value of a line `name = "..."` in pyproject.toml.
 

@@ -21,7 +21,14 @@ from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 from PIL import Image
 
 from going_modular.publishing import hosted
-from going_modular.utils import describe_environment, get_size, get_source, project_path
+from going_modular.utils import (
+    describe_environment,
+    errors_in_one_line,
+    get_size,
+    get_source,
+    project_path,
+    require_checkout,
+)
 
 NOTEBOOKS = sorted(project_path("notebooks").glob("[0-9][0-9]_*.ipynb"))
 EXERCISES = sorted(project_path("notebooks/exercises").glob("*.ipynb"))
@@ -293,8 +300,9 @@ def set_repository(repository: str) -> None:
 
 def main() -> None:
     """Carry out a command of the module's docstring."""
-    hosted.require_checkout()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "python -m going_modular.publishing.notebooks", description=__doc__.splitlines()[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, meaning in (
         ("run", "execute notebooks, write them to build/ with HTML pages"),
@@ -315,18 +323,17 @@ def main() -> None:
         "repository", help='owner/name on GitHub, the URL of a zip file, or "" for none'
     )
     options = parser.parse_args()
-    paths = EXERCISES if options.command == "solve" else NOTEBOOKS
-    by_number = {path.name[:2]: path for path in paths}
-    if unknown := set(getattr(options, "numbers", [])) - set(by_number):
-        parser.error(f"no notebook {', '.join(sorted(unknown))}: {', '.join(by_number)}")
-    try:
+    with errors_in_one_line(parser.prog, RuntimeError):  # nbclient's, too, if a kernel dies
+        require_checkout()
+        paths = EXERCISES if options.command == "solve" else NOTEBOOKS
+        by_number = {path.name[:2]: path for path in paths}
+        if unknown := set(getattr(options, "numbers", [])) - set(by_number):
+            parser.error(f"no notebook {', '.join(sorted(unknown))}: {', '.join(by_number)}")
         if options.command == "set-repository":
             set_repository(options.repository)
         else:
             chosen = [by_number[number] for number in options.numbers or by_number]
             {"run": run, "store": store, "solve": solve}[options.command](chosen)
-    except (RuntimeError, ValueError) as error:
-        parser.exit(2, f"{error}\n")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 
 from going_modular.images.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform
 from going_modular.model_builder import MultiheadSelfAttentionBlock, ViT, ViTConfig
-from going_modular.vit.config import check_choice, check_size
+from going_modular.vit.config import check_choice, check_probability, check_size, is_number
 
 CHOICES = {
     "init": ("paper", "chapter"),
@@ -32,14 +32,9 @@ CHOICES = {
 }
 
 AMOUNTS = ("lr", "weight_decay", "momentum", "clip_norm", "mixup", "cutmix")
-SHARES = (
-    "dropout",
-    "stochastic_depth",
-    "label_smoothing",
-    "crop_scale",
-    "color_jitter",
-    "average_decay",
-)
+SHARES = ("label_smoothing", "crop_scale", "color_jitter")
+# Below 1: at 1, dropout or the last block lets nothing through, and the average never moves.
+PROBABILITIES = ("dropout", "stochastic_depth", "average_decay")
 
 
 def setting(default, meaning: str):
@@ -91,6 +86,10 @@ class Recipe:
         for name in (*AMOUNTS, *SHARES):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number >= 0, got {getattr(self, name)!r}")
+        for name in PROBABILITIES:
+            check_probability(name, getattr(self, name))
+        if len(self.betas) != 2 or not all(is_number(b) and 0 <= b < 1 for b in self.betas):
+            raise ValueError(f"betas must be two numbers from 0 to below 1, got {self.betas!r}")
         for name, most in {"randaugment": 30, **dict.fromkeys(SHARES, 1)}.items():
             if getattr(self, name) > most:
                 raise ValueError(f"{name} must be at most {most}, got {getattr(self, name)!r}")
