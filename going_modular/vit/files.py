@@ -2,14 +2,11 @@
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -22,26 +19,30 @@ from going_modular.images.transforms import (
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.utils import atomic_write, project_path
 from going_modular.vit.config import is_number
+from going_modular.vit.formats import find_tensors, read_file, read_folder
+from going_modular.vit.hints import hints_beside
 from going_modular.vit.names import OURS, Naming, Tensors, mismatches, naming_of
-
-KINDS = (".safetensors", ".npz", ".pth", ".pt", ".bin")  # only the first can be our own
 
 
 @dataclass(frozen=True)
 class StoredWeights:
     """The content of a file of weights.
 
-    - `normalization`: a file of others does not store it. Then it is what most published
-      weights under the same names expect.
+    - `normalization`: a file of others does not store it. Then it is that of a file
+      beside it, or what most published weights under the same names expect.
     - `config` and `notes`: None and empty in a file of others.
+    - `options`: fields of `ViTConfig` that a file beside the weights tells.
+    - `remarks`: what the reader has left out or assumed, a sentence each.
     """
 
     file_name: str
     tensors: Tensors
     naming: Naming
     normalization: Normalization
-    config: ViTConfig | None
-    notes: dict[str, Any]
+    config: ViTConfig | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def class_names(self) -> list[str] | None:
@@ -136,67 +137,51 @@ def stored_class_names(path: str | Path) -> list[str] | None:
 
 
 def read_weights(path: str | Path) -> StoredWeights:
-    """The content of a file of weights: .safetensors, .npz, .pth, .pt or .bin.
+    """The content of a file of weights, or of a folder of Hugging Face's.
 
-    Read a file once and hand the content on: it may have more than a gigabyte. Reading
-    runs no code from the file. A relative path starts at the checkout, see
-    `utils.project_path`.
+    Its first bytes say what a file is: .safetensors, .npz, or what `torch.save` writes.
+    Reading runs no code from it. Read it once and hand the content on: it may have more
+    than a gigabyte. A relative path starts at the checkout, see `utils.project_path`.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is of another kind, damaged, or does not hold a ViT's tensors.
     """
     path = project_path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file of weights at {path}")
-    if path.suffix not in KINDS:
-        raise ValueError(f"{path.name}: expected a file that ends in {' '.join(KINDS)}")
+    content, metadata = read_folder(path) if path.is_dir() else read_file(path)
+    # Others have metadata as well, and may have an entry of the same name
+    if "config" in metadata and "patch_embedding.projection.weight" in content:
+        return own_weights(path.name, content, metadata)
     try:
-        tensors, metadata = tensors_and_metadata(path)
-        # Others have metadata as well, and may have an entry of the same name
-        ours = "config" in metadata and "patch_embedding.projection.weight" in tensors
-        naming = OURS if ours else naming_of(tensors)
-    except Exception as error:  # each format fails in ways of its own
-        raise ValueError(
-            f"{path.name} ({path.stat().st_size} bytes) cannot be read as weights: {error}"
-        ) from error
-    if not ours:
-        return StoredWeights(path.name, tensors, naming, naming.normalization, None, {})
+        tensors, remarks = find_tensors(content)
+        naming = naming_of(tensors)
+        hints = hints_beside(path, tensors)
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not a ViT that can be read here: {error}") from error
+    return StoredWeights(
+        path.name,
+        tensors,
+        naming,
+        hints.normalization or naming.normalization,
+        options=hints.options,
+        remarks=[*remarks, *hints.remarks],
+    )
+
+
+def own_weights(name: str, tensors: Tensors, metadata: dict[str, str]) -> StoredWeights:
+    """The content of a file of `write_vit`; raises `ValueError` if it is damaged."""
     try:
-        notes = {name: parse_json(name, text) for name, text in metadata.items()}
+        notes = {key: parse_json(key, text) for key, text in metadata.items()}
         config = parse_config(notes.pop("config"))
         normalization = parse_normalization(notes.pop("normalization", None))
         check_class_names(notes)
         check_tensors(tensors, config)
     except ValueError as error:
         raise ValueError(
-            f"{path.name} is damaged, or a newer version of this package wrote it: {error}. "
+            f"{name} is damaged, or a newer version of this package wrote it: {error}. "
             "Use an intact copy, or train it again"
         ) from error
-    return StoredWeights(path.name, tensors, naming, normalization, config, notes)
-
-
-def tensors_and_metadata(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """The tensors of a file by name, and the metadata, which only .safetensors has.
-
-    Raises:
-        ValueError: if the file holds something else. The readers of the formats raise
-            errors of their own.
-    """
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-    content: Any
-    if path.suffix == ".npz":
-        with path.open("rb") as archive:  # np.load leaves a damaged file open
-            content = dict(np.load(archive))
-    else:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, Mapping):
-        raise ValueError(f"it holds a {type(content).__name__}, not tensors by name")
-    for wrapper in ("model", "state_dict"):  # as DeiT and Lightning write them
-        content = content.get(wrapper, content)
-    return {name: torch.as_tensor(values) for name, values in content.items()}, {}
+    return StoredWeights(name, tensors, OURS, normalization, config, notes)
 
 
 def parse_json(name: str, text: str) -> Any:
@@ -211,7 +196,7 @@ def parse_config(entry: Any) -> ViTConfig:
     """A configuration from what JSON made of it; raises `ValueError` if it is none."""
     if not isinstance(entry, dict):
         raise ValueError(f"expected a configuration as a JSON object, got {entry!r}")
-    if unknown := entry.keys() - {field.name for field in fields(ViTConfig)}:
+    if unknown := entry.keys() - {each.name for each in fields(ViTConfig)}:
         raise ValueError(f"its configuration has unknown fields: {', '.join(sorted(unknown))}")
     return ViTConfig(**entry)
 

@@ -8,7 +8,7 @@ matrices and gives the heads an axis of their own.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,7 +23,7 @@ class Naming:
 
     - `parts` maps our names to theirs. "{}" is the number of the layer. A name that ends
       in "." stands for a "weight" and a "bias"; any other is the name of one tensor.
-    - `layer_norm_eps` is what its models compute with.
+    - `layer_norm_eps` and `gelu` are what its models compute with.
     - `normalization` is what most of its published weights expect of colors.
     - `jax`: the tensors are laid out as in Flax, see `jax_layout`.
     """
@@ -31,6 +31,7 @@ class Naming:
     title: str
     parts: dict[str, str]
     layer_norm_eps: float = 1e-6
+    gelu: str = "exact"
     normalization: Normalization = IMAGENET
     jax: bool = False
 
@@ -50,7 +51,17 @@ class Naming:
         """L, the number of layers in a set of their names."""
         before, _, _ = self.parts["encoder.{}.mlp_norm."].partition("{}")
         layer = re.compile(re.escape(before) + r"(\d+)")
-        return max((int(m[1]) + 1 for m in map(layer.match, names) if m), default=0)
+        # A name with another number is unknown then, and so refused, however large it is
+        return len({int(m[1]) for m in map(layer.match, names) if m})
+
+    def is_head(self, name: str) -> bool:
+        """Whether one of their tensors is part of the head, even if it is of another form."""
+        root = re.split(r"[./]", self.parts["head."])[0]
+        return re.match(rf"{root}[./]", name) is not None and not any(
+            name.startswith(theirs)
+            for ours, theirs in self.parts.items()
+            if ours.startswith("representation.")
+        )
 
     def export(self, tensors: Tensors, num_layers: int, num_heads: int) -> Tensors:
         """Our tensors under their names and in their layout.
@@ -237,6 +248,7 @@ JAX = Naming(
         "representation.0.": "pre_logits/",
         "head.": "head/",
     },
+    gelu="tanh",
     normalization=HALF,
     jax=True,
 )
@@ -255,16 +267,19 @@ NAMINGS = (
 def naming_of(names: Iterable[str]) -> Naming:
     """The naming that knows most of these names.
 
+    A new head often has another place than the published one: `model.heads =
+    nn.Linear(...)` makes it "heads.", where torchvision has "heads.head.".
+
     Raises:
         ValueError: if no naming knows any of them.
     """
     names = set(names)
-
-    def known(naming: Naming) -> int:
-        return len(names.intersection(naming.names(naming.depth(names)).values()))
-
-    best = max(NAMINGS, key=known)
-    if not known(best):
+    best = max(NAMINGS, key=lambda naming: known_names(naming, names))
+    layers = {name.rpartition(".")[0] for name in names if best.is_head(name)}
+    place = f"{layers.pop()}." if len(layers) == 1 and not best.jax else ""
+    if place and place != best.parts["head."]:
+        best = replace(best, parts=best.parts | {"head.": place})
+    if not known_names(best, names):
         titles = ", ".join(dict.fromkeys(naming.title for naming in NAMINGS))
         first = ", ".join(sorted(names)[:5]) or "there are no tensors at all"
         raise ValueError(
@@ -272,6 +287,16 @@ def naming_of(names: Iterable[str]) -> Naming:
             'If they share a prefix, such as "module.", remove it.'
         )
     return best
+
+
+def known_names(naming: Naming, names: Iterable[str]) -> int:
+    """How many of these names a naming knows."""
+    return len(set(names).intersection(naming.names(naming.depth(names)).values()))
+
+
+def count_known(names: Iterable[str]) -> int:
+    """How many of these names the best naming knows."""
+    return max(known_names(naming, names) for naming in NAMINGS)
 
 
 def mismatches(given: Tensors, expected: Tensors) -> list[str]:

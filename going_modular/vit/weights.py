@@ -33,6 +33,12 @@ from going_modular.vit.names import (
 )
 from going_modular.vit.positions import Grid, interpolate_pos_embedding
 
+# Heads of published ViTs by D: Table 1, DeiT's sizes, and g, G and SO400M (arXiv
+# 2106.04560, 2305.13035)
+PUBLISHED_HEADS = {c.embedding_dim: c.num_heads for c in VIT_CONFIGS.values()}
+PUBLISHED_HEADS |= {1408: 16, 1664: 16, 1152: 16}
+SEVERAL_HEADS = {768, 1280, 1536}  # timm has ViTs of these widths with other numbers
+
 # Into our ViT
 
 
@@ -42,8 +48,8 @@ def load_vit(
     """A ViT made from weights, in evaluation mode.
 
     A file of `write_vit` stores its configuration. For all other weights the sizes are
-    read from the shapes, see `config_from_state_dict`. The official JAX checkpoints were
-    trained with `gelu="tanh"`.
+    read from the shapes, see `config_from_state_dict`, and a line is printed for what the
+    shapes leave open: what a file beside the weights tells, and a guessed number of heads.
 
     Args:
         weights: the path of a file, its content from `read_weights`, or a state_dict.
@@ -58,21 +64,49 @@ def load_vit(
     """
     if isinstance(weights, str | Path):
         weights = read_weights(weights)
-    if isinstance(weights, StoredWeights):
-        tensors, config = weights.tensors, weights.config
-    else:
-        tensors, config = weights, None
-    config = config or config_from_state_dict(tensors, **overrides)
+    stored = weights if isinstance(weights, StoredWeights) else None
+    tensors = weights.tensors if isinstance(weights, StoredWeights) else weights
+    config = stored.config if stored else None
+    told: dict[str, Any] = (stored.options if stored else {}) | overrides
+    if config is None:
+        config = config_from_state_dict(tensors, **told)
+        for remark in stored.remarks if stored else []:
+            print(f"{stored.file_name}: {remark}")
+        if doubt := doubt_of_heads(tensors, config, told):
+            print(f"{stored.file_name if stored else 'These weights'}: {doubt}")
     vit = ViT(replace(config, **overrides))
+    keeps_head = head and vit.config.num_classes == config.num_classes
     load_weights(
         vit,
         tensors,
-        head=head and vit.config.num_classes == config.num_classes,
+        head=keeps_head,
         interpolate=True,
         grid=config.grid,
-        layer_norm_eps=overrides.get("layer_norm_eps"),
+        layer_norm_eps=told.get("layer_norm_eps"),
     )
+    if keeps_head and config.num_classes and not vit.head.weight.any():
+        print(
+            f"{stored.file_name if stored else 'These weights'}: the head is all zero, so it "
+            "knows nothing yet: all classes are equally likely"
+        )
     return vit.eval()
+
+
+def doubt_of_heads(tensors: Tensors, config: ViTConfig, told: Mapping[str, Any]) -> str:
+    """In words, why a number of heads may be wrong; "" if it is known.
+
+    No shape shows the heads, except in JAX's files.
+    """
+    naming, D = naming_of(tensors), config.embedding_dim
+    if naming.jax or "num_heads" in told:
+        return ""
+    if D in PUBLISHED_HEADS and (naming.title != TIMM.title or D not in SEVERAL_HEADS):
+        return ""
+    reason = f"as most published ViTs with D = {D} have" if D in PUBLISHED_HEADS else "64 of D each"
+    return (
+        f"{config.num_heads} heads are a guess, {reason}, because nothing in the file tells "
+        f"them. With another number, the ViT computes something else: num_heads= sets it"
+    )
 
 
 def normalization_of(weights: str | Path | Tensors) -> Normalization:
@@ -98,9 +132,9 @@ def config_from_state_dict(state_dict: Tensors, **options) -> ViTConfig:
         options: fields of `ViTConfig` that no shape shows: `gelu`, the dropouts,
             `layer_norm_eps`, `num_heads`, and, unless the patches make a square and each
             has its own position, `image_size` and `pos_embedding`. Where shapes and
-            options differ, the shapes win. The default for `num_heads` is that of the
-            published variant with the same D, else D / 64; JAX's files show it. The
-            default for `layer_norm_eps` is what models under these names compute with.
+            options differ, the shapes win. The default for `num_heads` is that of
+            published ViTs with the same D, else D / 64; JAX's files show it. The defaults
+            for `layer_norm_eps` and `gelu` are what models under these names compute with.
 
     Raises:
         ValueError: if names are unknown, or a tensor or option is missing or misshapen.
@@ -132,15 +166,15 @@ def config_from_state_dict(state_dict: Tensors, **options) -> ViTConfig:
                 f"{names[name]} with {count} axes among the weights"
             )
     D, C, P, _ = tensors["patch_embedding.projection.weight"].shape
-    published_heads = {c.embedding_dim: c.num_heads for c in VIT_CONFIGS.values()}
 
     def rows(name: str) -> int:
         """The length of a tensor's first axis; 0 if there is no such tensor."""
         return tensors[name].shape[0] if name in tensors else 0
 
-    defaults = {
-        "num_heads": published_heads.get(D) or max(D // 64, 1),
+    defaults: dict[str, Any] = {
+        "num_heads": PUBLISHED_HEADS.get(D) or max(D // 64, 1),
         "layer_norm_eps": naming.layer_norm_eps,
+        "gelu": naming.gelu,
     }
     sizes: dict[str, Any] = {
         "patch_size": P,
@@ -208,10 +242,10 @@ def load_weights(
     expected = dict(naming.export(vit.state_dict(), config.num_layers, config.num_heads))
     # Tensors that they have no name for go by ours, as in `export`
     names = {name: name for name in vit.state_dict()} | naming.names(config.num_layers)
-    heads, representation = (
-        {theirs for ours, theirs in names.items() if ours.startswith(part)}
-        for part in ("head.", "representation.")
-    )
+    heads = {name for name in given.keys() | expected.keys() if naming.is_head(name)}
+    representation = {
+        theirs for ours, theirs in names.items() if ours.startswith("representation.")
+    }
 
     optional_names: set[str] = set()
     if not head:
@@ -228,7 +262,7 @@ def load_weights(
     check_weights(given, expected, naming)
 
     vit.load_state_dict(naming.translate(given), strict=False)  # all are accounted for
-    if layer_norm_eps is None and naming is not OURS:
+    if layer_norm_eps is None and naming.title != OURS.title:
         layer_norm_eps = naming.layer_norm_eps
     if layer_norm_eps is not None:
         vit.config = replace(config, layer_norm_eps=layer_norm_eps)
