@@ -27,7 +27,8 @@ def test_a_suite_counts_what_passed_failed_and_was_skipped(tmp_path, monkeypatch
     monkeypatch.setattr(all_suites, "SUITES", {"small": [str(path)]})
     row = all_suites.run_suite("small")
     assert (row.suite, row.passed, row.failed, row.skipped) == ("small", 2, 1, 3)
-    assert str(Row("small", 2, 1, 3, 0.25)) == "| small | 2 | 1 | 3 | 0.2 |"
+    row = Row("small", 2, 1, 3, 0.25, "2026-01-01, abc")
+    assert str(row) == "| small | 2 | 1 | 3 | 0.2 | 2026-01-01, abc |"
 
 
 def raising(error):
@@ -75,6 +76,17 @@ def test_what_cannot_be_run_is_a_failure_and_the_pages_are_written(
     page = (tmp_path / "test_all.md").read_text(encoding="utf-8")
     assert all(f"| {row} |" in page for row in rows)
     assert not (tmp_path / "coverage.md").exists()
+
+
+def test_a_part_of_a_run_keeps_the_rows_of_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(all_suites, "RESULTS", tmp_path)
+    monkeypatch.setattr(all_suites, "COVERAGE", tmp_path / "none.json")
+    monkeypatch.setattr(all_suites, "SUITES", {suite: [] for suite in "abc"})
+    all_suites.write_pages([Row("c", 1, 0, 0, 1.0, "day 1"), Row("gone", 1, 0, 0, 1.0)], [])
+    all_suites.write_pages([Row("a", 2, 0, 0, 1.0, "day 2"), Row("c", 3, 0, 0, 1.0, "day 2")], [])
+    text = (tmp_path / "test_all.md").read_text(encoding="utf-8")
+    assert text.endswith("| a | 2 | 0 | 0 | 1.0 | day 2 |\n| c | 3 | 0 | 0 | 1.0 | day 2 |\n")
+    assert list(all_suites.rows_on_the_page()) == ["a", "c"]
 
 
 def make_python(path, version):

@@ -1,7 +1,8 @@
 """Run all suites of tests, one after the other: `make test-all`.
 
 Their results go to docs/results/test_all.md and docs/results/coverage.md. With `--only`
-some suites run, and no page is written.
+some suites run, and the pages stay as they are; with `--keep` as well, the rows of these
+suites are new and all others stay, so that a long run can be had in parts.
 
 A suite runs in this environment, in one with the oldest PyTorch, or in one of another
 Python. build/ holds the environments of other Pythons; the variable TEST_ENVIRONMENTS
@@ -15,8 +16,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -70,10 +71,18 @@ class Row:
     failed: int
     skipped: int
     minutes: float
+    run: str = field(default_factory=lambda: this_run())
 
     def __str__(self) -> str:
         counts = f"{self.passed} | {self.failed} | {self.skipped}"
-        return f"| {self.suite} | {counts} | {self.minutes:.1f} |"
+        return f"| {self.suite} | {counts} | {self.minutes:.1f} | {self.run} |"
+
+
+def this_run() -> str:
+    """The day and the commit of a run."""
+    git = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, cwd=project_path(""), capture_output=True, text=True)
+    return f"{time.strftime('%Y-%m-%d')}, {commit.stdout.strip()}"
 
 
 def python_of(environment: Path) -> Path:
@@ -215,20 +224,19 @@ def row_of(suite: str) -> Row | None:
         return Row(suite, passed=0, failed=1, skipped=0, minutes=(time.perf_counter() - start) / 60)
 
 
-def run_on() -> str:
-    """The day, the commit and the machine of this run."""
-    git = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, cwd=project_path(""), capture_output=True, text=True)
-    return (
-        f"{time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()}, "
-        f"{os.cpu_count()} cores, {describe_environment()}."
-    )
-
-
-def table_of(rows: list[Row]) -> str:
+def table_of(rows: Iterable[Row | str]) -> str:
     """The results as a table in Markdown."""
-    head = "| suite | passed | failed | skipped | minutes |\n| --- | --- | --- | --- | --- |"
+    columns = ("suite", "passed", "failed", "skipped", "minutes", "day and commit")
+    head = f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}"
     return "\n".join([head, *map(str, rows)])
+
+
+def rows_on_the_page() -> dict[str, str]:
+    """The rows that an earlier run has written, by suite."""
+    page = RESULTS / "test_all.md"
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    row = r"^(\| (.+?) (?:\| \d+ ){3}\| [\d.]+ \| [^|]+ \|)$"
+    return {found[2]: found[1] for found in re.finditer(row, text, re.M)}
 
 
 def coverage_page(report: dict) -> str:
@@ -251,17 +259,20 @@ def coverage_page(report: dict) -> str:
 
 
 def write_pages(rows: list[Row], not_run: list[str]) -> None:
-    """Write the results of a whole run into docs/results.
+    """Write results into docs/results; suites that did not run keep their rows.
 
     The page of coverage stays as it is if the unit tests have measured none.
     """
     skipped = f"Not run, for want of an interpreter: {', '.join(not_run)}. " if not_run else ""
+    known = rows_on_the_page() | {row.suite: str(row) for row in rows}
+    in_order = [known[suite] for suite in (*SUITES, TYPES) if suite in known]
     (RESULTS / "test_all.md").write_text(
-        "# The last whole run of `make test-all`\n\n"
-        f"{run_on()} The oldest PyTorch: {', '.join(oldest_pytorch())}. {skipped}"
+        "# The last results of `make test-all`\n\n"
+        f"{os.cpu_count()} cores, {describe_environment()}. "
+        f"The oldest PyTorch: {', '.join(oldest_pytorch())}. {skipped}"
         "The other Pythons run the unit tests and notebooks 00 to 04. "
         "Skipped tests say why: `pytest -rs`.\n\n"
-        f"{table_of(rows)}\n",
+        f"{table_of(in_order)}\n",
         encoding="utf-8",
     )
     if COVERAGE.is_file():
@@ -275,16 +286,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "python -m going_modular.publishing.all_suites", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--only", nargs="*", choices=[*SUITES, TYPES, *PARTS], metavar="SUITE")
-    only = parser.parse_args(arguments).only
+    parser.add_argument("--keep", action="store_true", help="write their rows to the page")
+    options = parser.parse_args(arguments)
+    only, keep = options.only, options.keep or not options.only
     with errors_in_one_line(parser.prog):
         require_checkout()
         BUILD.mkdir(exist_ok=True)
-        if not only:
+        if keep:
             COVERAGE.unlink(missing_ok=True)  # an older run's must not reach the page
         results = {suite: row_of(suite) for suite in only or [*SUITES, TYPES]}
         rows = [row for row in results.values() if row]
         print(table_of(rows))
-        if not only:
+        if keep:
             write_pages(rows, [suite for suite, row in results.items() if not row])
     sys.exit(any(row.failed for row in rows))
 
