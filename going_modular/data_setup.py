@@ -8,14 +8,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
-from torchvision.datasets import ImageFolder
 
 from going_modular.images.downloads import DownloadError, download_data, download_file
+from going_modular.images.folders import (
+    PhotoFolder,
+    check_images,
+    check_same_classes,
+    check_several_classes,
+)
 from going_modular.images.reading import load_image
 from going_modular.images.sources import FoodImages, get_drawn_images, get_food_images
 from going_modular.images.transforms import Transform, evaluation_transform
 from going_modular.training.interrupts import ignore_interrupts
-from going_modular.utils import get_device, get_source, project_path
+from going_modular.utils import get_device, get_source
 
 __all__ = [
     "Augmented",
@@ -24,6 +29,7 @@ __all__ = [
     "PhotoFolder",
     "Transform",
     "check_same_classes",
+    "check_several_classes",
     "create_dataloader",
     "create_dataloaders",
     "download_data",
@@ -36,18 +42,6 @@ __all__ = [
     "load_into_memory",
     "split_train_validation",
 ]
-
-
-class PhotoFolder(ImageFolder):
-    """An `ImageFolder` that reads with `load_image` and ignores hidden folders."""
-
-    def __init__(self, folder: str | Path, transform: Transform | None = None):
-        super().__init__(project_path(folder), transform, loader=load_image)
-
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        names, _ = super().find_classes(directory)
-        names = [name for name in names if not name.startswith(".")]
-        return names, {name: label for label, name in enumerate(names)}
 
 
 def create_dataloaders(
@@ -73,25 +67,17 @@ def create_dataloaders(
 
     Raises:
         FileNotFoundError: if a folder is missing or has a class without images.
-        ValueError: if the two folders have different classes.
+        ValueError: if the two folders have different classes, or one class only.
     """
     train_data = PhotoFolder(train_dir, train_transform or transform)
     test_data = PhotoFolder(test_dir, transform)
     check_same_classes(train_data, test_data)
+    check_several_classes(train_data)
     return (
         create_dataloader(train_data, batch_size, True, num_workers, seed),
         create_dataloader(test_data, batch_size, False, num_workers),
         train_data.classes,
     )
-
-
-def check_same_classes(first: PhotoFolder, second: PhotoFolder) -> None:
-    """Raise `ValueError` if two folders have different classes."""
-    if first.classes != second.classes:
-        raise ValueError(
-            f"the classes differ: {first.root} has {first.classes}, {second.root} has "
-            f"{second.classes}"
-        )
 
 
 def create_dataloader(
@@ -145,7 +131,7 @@ class Augmented(Dataset):
 
 
 def split_train_validation(
-    train_dir: str | Path,
+    train_dir: str | Path | PhotoFolder,
     fraction: float = 0.2,
     seed: int = 42,
     transform: Transform | None = None,
@@ -166,12 +152,15 @@ def split_train_validation(
 
     Raises:
         FileNotFoundError: if the folder is missing or has a class without images.
-        ValueError: if `fraction` is not between 0 and 1, or a class has only one image.
+        ValueError: if `fraction` is not between 0 and 1, there is one class only, or a class
+            has only one image.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
-    train_data = PhotoFolder(train_dir, train_transform or transform)
-    validation_data = PhotoFolder(train_dir, transform)
+    photos = train_dir if isinstance(train_dir, PhotoFolder) else PhotoFolder(train_dir)
+    check_several_classes(photos)
+    train_data = photos.with_transform(train_transform or transform)
+    validation_data = photos.with_transform(transform)
     labels = torch.tensor(train_data.targets)
     generator = torch.Generator().manual_seed(seed)
     train_part: list[int] = []
@@ -199,7 +188,39 @@ def load_into_memory(dataset: Dataset) -> TensorDataset:
 
     Use it for small images and a transform without random numbers. Later epochs then
     read nothing.
+
+    Raises:
+        ValueError: if images are damaged (the message names them all), or if the
+            transform gives them different shapes.
     """
+    try:
+        return stack_images(dataset)
+    except (OSError, ValueError):
+        check_images(paths_of(dataset))
+        raise
+
+
+def stack_images(dataset: Dataset) -> TensorDataset:
+    """As `load_into_memory`, but the first damaged image raises its own error."""
     size = len(dataset)  # type: ignore[arg-type]  # Dataset declares no length
-    images, labels = zip(*(dataset[index] for index in range(size)), strict=True)
-    return TensorDataset(torch.stack(images), torch.tensor(labels))
+    images, labels = torch.empty(0), []
+    for index in range(size):
+        image, label = dataset[index]
+        if index == 0:  # all the memory at once: torch.stack would need it twice
+            images = torch.empty((size, *image.shape), dtype=image.dtype)
+        if image.shape != images.shape[1:]:
+            raise ValueError(
+                f"image {index} has the shape {tuple(image.shape)}, and those before it "
+                f"{tuple(images.shape[1:])}: choose a transform that gives one size to all"
+            )
+        images[index] = image
+        labels.append(label)
+    return TensorDataset(images, torch.tensor(labels))
+
+
+def paths_of(dataset: Dataset) -> list[str]:
+    """The files of a `PhotoFolder`, or of a part of one; empty for other datasets."""
+    if isinstance(dataset, Subset):
+        paths = paths_of(dataset.dataset)
+        return [paths[index] for index in dataset.indices] if paths else []
+    return [path for path, _ in dataset.samples] if isinstance(dataset, PhotoFolder) else []

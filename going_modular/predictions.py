@@ -17,7 +17,7 @@ from torch import nn
 
 from going_modular.images.reading import load_image
 from going_modular.images.transforms import Transform
-from going_modular.utils import errors_in_one_line, get_device
+from going_modular.utils import command_path, errors_in_one_line, expand_home, get_device
 from going_modular.vit.files import read_classifier
 
 
@@ -122,12 +122,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Say what is on a photo, with a model that "
         "`python -m going_modular.train` has trained.",
     )
-    parser.add_argument("photo", type=Path)
+    parser.add_argument("photo", type=command_path)
     parser.add_argument(
-        "--weights", type=Path, required=True, help="the vit.safetensors that the training wrote"
+        "--weights",
+        type=command_path,
+        required=True,
+        help="the vit.safetensors that the training wrote",
     )
     parser.add_argument(
-        "--output", type=Path, help="the picture to write (default: <photo>_prediction.png, here)"
+        "--output",
+        type=expand_home,
+        help="the picture to write (default: <photo>_prediction.png, here)",
     )
     options = parser.parse_args(arguments)
     path = options.output or Path(f"{options.photo.stem}_prediction.png")
@@ -137,8 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="replace")
     with errors_in_one_line(parser.prog):
         check_folder(path)
-        image = load_image(options.photo.absolute())
-        model, transform, class_names = read_classifier(options.weights.absolute())
+        image = load_image(options.photo)
+        model, transform, class_names = read_classifier(options.weights)
         prediction = predict_image(model, image, class_names, transform, get_device())
         figure = plot_prediction(image, prediction)
         figure.savefig(path)

@@ -16,17 +16,19 @@ from torch.utils.data import Subset, TensorDataset
 
 from going_modular import data_setup
 from going_modular.data_setup import PhotoFolder
+from going_modular.images.folders import VALIDATION_NAMES, find_parts
 from going_modular.images.transforms import Normalization, evaluation_transform
 from going_modular.model_builder import VIT_CONFIGS, ViT
 from going_modular.training import recipes
 from going_modular.training.checkpoints import Checkpoint
-from going_modular.training.distributed import SHARDINGS, process_group, process_rank
-from going_modular.training.fit import MAX_IN_MEMORY, augment, fit, load_resized
+from going_modular.training.distributed import SHARDINGS, print_once, process_group, process_rank
+from going_modular.training.fit import Photos, augment, fit, read_photos, resize_for_crops
 from going_modular.training.log import Log
 from going_modular.training.recipes import MINI, RECIPES, Recipe
 from going_modular.utils import (
     PRECISIONS,
     best_precision,
+    command_path,
     count_parameters,
     describe_environment,
     errors_in_one_line,
@@ -37,14 +39,14 @@ from going_modular.vit.files import read_weights, write_vit
 from going_modular.vit.weights import load_vit
 
 ADVICE_ON_MEMORY = "Give --accumulate 2, or 4, or a smaller --batch-size or --image-size."
-Images = PhotoFolder | Subset | TensorDataset
+Images = Photos | TensorDataset
 MODELS = {"ViT-Mini/12": MINI, **VIT_CONFIGS}
 
 
-def image_folders(options: argparse.Namespace) -> tuple[Path, Path, str]:
+def image_folders(options: argparse.Namespace) -> tuple[Path, Path | None, str]:
     """Folders of training and test images, and in words where they come from."""
     if options.data:
-        return options.data / "train", options.data / "test", str(options.data)
+        return find_parts(options.data, options.hold_out)
     food = data_setup.get_food_images()
     return food.train_dir, food.test_dir, food.source
 
@@ -79,7 +81,7 @@ def choose_vit(
 
 def read_images(
     train_folder: PhotoFolder,
-    test_dir: Path,
+    test_dir: Path | None,
     hold_out: float,
     seed: int,
     size: int | tuple[int, int],
@@ -90,18 +92,19 @@ def read_images(
     With `hold_out`, that share of the training images takes the test images' place. The
     seed decides which.
     """
-    train: Images = load_resized(train_folder.root, size)
-    test: Images
-    test_name, transform = "test", evaluation_transform(size, *normalization)
-    if hold_out:
-        kept, test = data_setup.split_train_validation(train_folder.root, hold_out, seed, transform)
-        train, test_name = Subset(train, kept.indices), "held-out"
+    transform = evaluation_transform(size, *normalization)
+    print_once(f"{train_folder.root}: {train_folder.summary()}")
+    test: Photos
+    if hold_out or test_dir is None:
+        kept, test = data_setup.split_train_validation(train_folder, hold_out, seed, transform)
+        test_name = "held-out"
     else:
         test = PhotoFolder(test_dir, transform)
+        print_once(f"{test.root}: {test.summary()}")
         data_setup.check_same_classes(train_folder, test)
-    if len(test) <= MAX_IN_MEMORY:
-        test = data_setup.load_into_memory(test)
-    return train, test, test_name
+        test_name = "validation" if test_dir.name.lower() in VALIDATION_NAMES else "test"
+    train, test_images = read_photos([train_folder.with_transform(resize_for_crops(size)), test])
+    return Subset(train, kept.indices) if hold_out else train, test_images, test_name
 
 
 def output_folder(options: argparse.Namespace, train_dir: Path) -> Path:
@@ -123,7 +126,9 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
     """What the command does, on each process."""
     recipe = recipe_of(options)
     train_dir, test_dir, source = image_folders(options)
+    print_once(f"{describe_environment()}\nImages: {source}")
     train_folder = PhotoFolder(train_dir)
+    data_setup.check_several_classes(train_folder)
     class_names = train_folder.classes
     vit, normalization, origin = choose_vit(options, recipe, class_names)
     size = vit.config.image_size
@@ -135,7 +140,6 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
     is_first = process_rank() == 0
     log = Log(folder) if is_first else None
     if is_first:
-        print(f"{describe_environment()}\nImages: {source}")
         print(
             f"{len(train_images)} to train on, {len(test_images)} {test_name} images, "
             f"{len(class_names)} classes; {count_parameters(vit):,} parameters, {origin}"
@@ -203,11 +207,6 @@ def height_and_width(numbers: list[int]) -> int | tuple[int, ...]:
     return numbers[0] if len(numbers) == 1 else tuple(numbers)
 
 
-def absolute(path: str) -> Path:
-    """A path that starts at the folder of the command, as in any other program."""
-    return Path(path).absolute()
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The options of the command; those of a recipe are the fields of `Recipe`."""
     parser = argparse.ArgumentParser(
@@ -220,7 +219,7 @@ def build_parser() -> argparse.ArgumentParser:
         "going_modular.train ... (docs/scaling_out.md).",
     )
     texts = {
-        "data": "holds train/ and test/, each with a folder of images for each class; "
+        "data": "holds train/ and test/ (or val/), each with a folder of images for each class; "
         "without: pizza, steak and sushi, which are downloaded or drawn",
         "model": f"a size of ViT: {', '.join(MODELS)} (default: %(default)s)",
         "weights": "start from these instead of from scratch: a file of ours, "
@@ -236,16 +235,16 @@ def build_parser() -> argparse.ArgumentParser:
         "sharding": "with torchrun: whole models (ddp), or parts of one (fsdp)",
     }
     add = parser.add_argument
-    add("--data", type=absolute, metavar="FOLDER", help=texts["data"])
+    add("--data", type=command_path, metavar="FOLDER", help=texts["data"])
     start = parser.add_mutually_exclusive_group().add_argument
     start("--model", choices=MODELS, default="ViT-Mini/12", metavar="NAME", help=texts["model"])
-    start("--weights", type=absolute, metavar="FILE", help=texts["weights"])
+    start("--weights", type=command_path, metavar="FILE", help=texts["weights"])
     add("--image-size", type=int, nargs="+", metavar="PIXELS", help=texts["image_size"])
     add("--patch-size", type=int, metavar="PIXELS", help="height and width of a patch")
     add("--pool", choices=["class_token", "mean"], help="what the head reads")
     add("--recipe", choices=RECIPES, default="mini", metavar="NAME", help=texts["recipe"])
     add("--hold-out", type=float, default=0.0, metavar="SHARE", help=texts["hold_out"])
-    add("--output", type=absolute, metavar="FOLDER", help=texts["output"])
+    add("--output", type=command_path, metavar="FOLDER", help=texts["output"])
     add("--seed", type=int, default=42, metavar="N", help="decides all random numbers")
     add("--workers", type=int, default=0, metavar="N", help="that read images")
     add("--precision", choices=PRECISIONS, help=texts["precision"])

@@ -38,7 +38,23 @@ def project_path(path: str | Path) -> Path:
     path means the same folder for all of them. Without a checkout, it starts at the
     working directory, as in any other program.
     """
-    return (CHECKOUT or Path.cwd()) / Path(path).expanduser()
+    return (CHECKOUT or Path.cwd()) / expand_home(path)
+
+
+def expand_home(path: str | Path) -> Path:
+    """Return a path with the home folder in place of "~"; a name that is no user's stays.
+
+    A shell leaves the "~" of `--data=~/photos` to the program.
+    """
+    return Path(os.path.expanduser(path))
+
+
+def command_path(path: str) -> Path:
+    """Return an absolute path. A relative path starts at the working directory.
+
+    Use it for paths on a command line, which `project_path` then leaves as they are.
+    """
+    return expand_home(path).absolute()
 
 
 def data_dir() -> Path:
@@ -87,7 +103,10 @@ def errors_in_one_line(
         lacks_memory = is_out_of_memory(error)
         if not lacks_memory and not isinstance(error, (*USER_ERRORS, *more)):
             raise
-        message = " ".join(str(error).splitlines()) or type(error).__name__
+        lines = str(error).splitlines()
+        if any("Original Traceback" in line for line in lines):  # of a DataLoader's worker
+            lines = lines[-1:]
+        message = " ".join(lines) or type(error).__name__
         if lacks_memory and memory_advice:
             message += f". {memory_advice}"
         print(f"{program}: error: {message}", file=sys.stderr)

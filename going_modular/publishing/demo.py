@@ -27,7 +27,7 @@ from going_modular.model_builder import ViT
 from going_modular.predictions import predict_image
 from going_modular.training.fit import fit
 from going_modular.training.recipes import HEAD
-from going_modular.utils import errors_in_one_line, get_device, set_seeds
+from going_modular.utils import command_path, errors_in_one_line, get_device, set_seeds
 from going_modular.vit.backbones import load_pretrained_backbone, vit_of
 from going_modular.vit.files import Classifier, read_classifier
 from going_modular.vit.inspect import attention_maps, attention_rollout, class_attention
@@ -344,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--weights",
-        type=Path,
+        type=command_path,
         help="the vit.safetensors that `python -m going_modular.train` wrote "
         "(default: our pretrained backbone, with a head that is fitted now)",
     )
@@ -353,7 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     weights = options.weights
     with errors_in_one_line(parser.prog):
         check_gradio()
-        shown = trained_classifier(weights.absolute()) if weights else fit_classifier()
+        shown = trained_classifier(weights) if weights else fit_classifier()
         serve(*shown, options.port)
 
 

@@ -38,6 +38,17 @@ def process_rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def processes_here() -> int:
+    """How many processes of this training share this machine and its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if dist.is_initialized() else 1
+
+
+def print_once(line: str) -> None:
+    """Print a line on process 0 only."""
+    if process_rank() == 0:
+        print(line, flush=True)
+
+
 @contextmanager
 def process_group() -> Iterator[torch.device]:
     """Join the processes that `torchrun` started, and yield this one's device.

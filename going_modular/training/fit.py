@@ -1,26 +1,35 @@
 """Train a model by a recipe, on as many processes as there are."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision.transforms import v2
 
 from going_modular import data_setup, engine
+from going_modular.data_setup import PhotoFolder
+from going_modular.images.folders import check_images, damaged_error, find_damaged
 from going_modular.images.transforms import Normalization, Transform
 from going_modular.model_builder import ViT
 from going_modular.training import memory, recipes
 from going_modular.training.distributed import (
     distribute,
     full_state_dict,
+    gather_objects,
+    print_once,
     process_count,
+    process_rank,
+    processes_here,
     shard_dataloader,
 )
 from going_modular.training.recipes import Recipe
 from going_modular.vit.config import check_divisible
 
-MAX_IN_MEMORY = 5000  # images; more are read from disk again in every epoch
+MAX_IN_MEMORY = 4 * 2**30  # bytes on a machine; see `read_photos`
+Photos = PhotoFolder | Subset  # a folder, or a part of one
 
 
 def fit(
@@ -151,12 +160,65 @@ def resize_for_crops(size: int | tuple[int, int]) -> Transform:
     return v2.Compose([v2.Resize((H * 3 // 2, W * 3 // 2)), v2.PILToTensor()])
 
 
-def load_resized(
-    folder: str | Path, size: int | tuple[int, int]
-) -> data_setup.PhotoFolder | TensorDataset:
-    """A folder's images for training, resized by `resize_for_crops`.
+def load_resized(folder: str | Path, size: int | tuple[int, int]) -> Photos | TensorDataset:
+    """A folder's images for training, resized by `resize_for_crops`; see `read_photos`."""
+    return read_photos([PhotoFolder(folder, resize_for_crops(size))])[0]
 
-    Up to `MAX_IN_MEMORY` of them are read once and kept in memory.
+
+def read_photos(parts: Sequence[Photos]) -> list[Photos | TensorDataset]:
+    """Check all images, and keep the parts in memory that fit into `MAX_IN_MEMORY`.
+
+    Images that are kept are decoded once. The others are checked first, all of them, and
+    read from disk again in every epoch; a line says so. Processes that `torchrun` started
+    share memory and checks.
+
+    Args:
+        parts: with transforms that give all images one size.
+
+    Raises:
+        ValueError: if images of any part are damaged. The message names them all.
     """
-    images = data_setup.PhotoFolder(folder, resize_for_crops(size))
-    return images if len(images) > MAX_IN_MEMORY else data_setup.load_into_memory(images)
+    room = MAX_IN_MEMORY / processes_here()
+    kept = []
+    for part in parts:
+        size = bytes_in_memory(part)
+        kept.append(size <= room)
+        if kept[-1]:
+            room -= size
+        else:
+            print_once(
+                f"{len(part)} images of {folder_of(part).root} would take {size / 1e9:.1f} GB of "
+                f"memory, more than the {room / 1e9:.1f} GB that are left for images: they are "
+                "checked now, and read from disk again in every epoch"
+            )
+    try:
+        read = [
+            data_setup.stack_images(part) if keep else part
+            for part, keep in zip(parts, kept, strict=True)
+        ]
+    except (OSError, ValueError):
+        check_images(files_of(parts))
+        raise
+    on_disk = files_of([part for part, keep in zip(parts, kept, strict=True) if not keep])
+    share = on_disk[process_rank() :: process_count()]
+    found = gather_objects(find_damaged(share, progress=process_rank() == 0))
+    if damaged := sorted(name for names in found for name in names):
+        raise damaged_error(damaged)
+    return read
+
+
+def folder_of(part: Photos) -> PhotoFolder:
+    """The folder that a part belongs to."""
+    folder = part.dataset if isinstance(part, Subset) else part
+    return folder  # type: ignore[return-value]  # Subset does not declare what it is of
+
+
+def files_of(parts: Sequence[Photos]) -> list[str]:
+    """The files of all parts, each once."""
+    return list(dict.fromkeys(path for part in parts for path in data_setup.paths_of(part)))
+
+
+def bytes_in_memory(part: Photos) -> int:
+    """The memory that a part's transformed images take: their number times that of one."""
+    transform = folder_of(part).transform
+    return len(part) * transform(Image.new("RGB", (1, 1))).nbytes
