@@ -163,7 +163,7 @@ def checkpoint_of(
     """
     constant = recipe.schedule == "constant"
     reason = (
-        " (a training cannot become shorter)"
+        " (only a longer training in the same unit can go on)"
         if constant
         else f" (schedule {recipe.schedule}: the learning rate of each step depends on the "
         "length, so a longer training is another run from the start)"

@@ -246,7 +246,9 @@ def test_only_a_setting_that_may_grow_can_grow(tmp_path):
     assert load(epochs=3, seed=1)
     with pytest.raises(ErrorInLines, match=r"epochs: 2 there, 1 here \(why\)"):
         load(epochs=1, seed=1)
-    with pytest.raises(ErrorInLines, match=r"seed: 1 there, 2 here\n"):
+    with pytest.raises(
+        ErrorInLines, match=r"c\.pt is another run's checkpoint: seed: 1 there, 2 here\. Move"
+    ):
         load(epochs=3, seed=2)
 
 

@@ -51,8 +51,8 @@ class Checkpoint:
     Args:
         path: of the file; `utils.project_path` says where a relative one starts.
         run: settings that a run must share with the file to resume from it, by name.
-        may_grow: names of settings that may be larger than in the file: the length of a
-            training whose steps do not depend on it.
+        may_grow: names of settings that may be larger than in the file, where they are
+            not 0: the length of a training whose steps do not depend on it.
         remarks: what an error says behind a setting that differs, by its name.
     """
 
@@ -168,17 +168,24 @@ class Checkpoint:
         raise ValueError(f"{self.path} cannot be read as a checkpoint: {problem}. {REMEDY}")
 
     def check_run(self, state: dict) -> None:
-        """Raise `ErrorInLines`, a line for each difference, if a file is of another run."""
+        """Raise `ErrorInLines` if a file is of another run.
+
+        A single difference stands in one line with what to do, several have a line each.
+        """
         here = {**self.run, "processes": process_count()}
         there = {**state["run"], "processes": len(state["random"])}
-        differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-        if all(name in self.may_grow and there[name] < here[name] for name in differing):
-            return
+        grown = [name for name in self.may_grow if 0 < there[name] < here[name]]
         lines = [
-            f"  {difference(name, there.get(name), here.get(name))}{self.remarks.get(name, '')}"
-            for name in differing
+            f"{difference(name, there.get(name), here.get(name))}{self.remarks.get(name, '')}"
+            for name in {**there, **here}
+            if there.get(name) != here.get(name) and name not in grown
         ]
-        raise ErrorInLines("\n".join([f"{self.path} is another run's checkpoint:", *lines, REMEDY]))
+        if not lines:
+            return
+        start = f"{self.path} is another run's checkpoint:"
+        if len(lines) == 1:
+            raise ErrorInLines(f"{start} {lines[0]}. {REMEDY}")
+        raise ErrorInLines("\n  ".join([start, *lines]) + f"\n{REMEDY}")
 
 
 def problem_of(state: Any) -> str:
