@@ -12,6 +12,7 @@ from IPython.display import DisplayHandle
 
 from going_modular.images.downloads import download_data
 from going_modular.utils import give_random_values, print_table, set_seeds
+from going_modular.vit.fonts import drawable_names
 
 __all__ = [
     "CLASS_COLORS",
@@ -47,6 +48,7 @@ def show_images(
     images: Sequence, titles: Sequence[str] = (), columns: int = 4, **imshow_options
 ) -> None:
     """Draw images in a grid: Pillow images, or tensors (C, H, W) or (H, W)."""
+    titles = drawable_names(titles, "image")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     _, axes = plt.subplots(rows, columns, figsize=(2.4 * columns, 2.6 * rows), squeeze=False)
@@ -111,6 +113,7 @@ def plot_confusion_matrix(
     counts: torch.Tensor, class_names: Sequence[str], title: str = ""
 ) -> None:
     """Draw counts (K, K): a row for each true class, a column for each predicted one."""
+    class_names = drawable_names(class_names)
     _, axis = plt.subplots(figsize=(4.2, 3.8))
     most = counts.sum(dim=1).max().item()
     axis.imshow(counts.tolist(), cmap="Blues", vmin=0, vmax=most)

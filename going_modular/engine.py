@@ -353,6 +353,12 @@ def train(
     state, random_state = Progress(Totals.zeros(device)), None
     if checkpoint is not None:
         random_state = checkpoint.load(model, optimizer, method, state)
+        if progress and random_state is not None:
+            more = f", and {state.batch} batches of the next" if state.batch else ""
+            print(
+                f"going on from {checkpoint.path}: {state.epoch - 1} of {epochs} epochs "
+                f"are done{more}"
+            )
 
     with (
         reset_epoch_at_exit(train_dataloader),

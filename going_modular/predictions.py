@@ -4,9 +4,7 @@ python -m going_modular.predictions photo.jpg --weights vit.safetensors
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
-from io import TextIOWrapper
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +17,7 @@ from going_modular.images.reading import load_image
 from going_modular.images.transforms import Transform
 from going_modular.utils import command_path, errors_in_one_line, expand_home, get_device
 from going_modular.vit.files import read_classifier
+from going_modular.vit.fonts import drawable_names
 
 
 class Prediction(NamedTuple):
@@ -93,12 +92,14 @@ def plot_prediction(image: Image.Image, prediction: Prediction) -> plt.Figure:
     )
     left.imshow(image)
     left.set_axis_off()
-    title = f"{prediction.label}, {prediction.probability:.0%}"
+    labels = drawable_names(list(prediction.probabilities))
+    drawn = dict(zip(prediction.probabilities, labels, strict=True))
+    title = f"{drawn[prediction.label]}, {prediction.probability:.0%}"
     left.set_title(title, parse_math=False)  # a dollar sign in a name is no formula
     names = list(prediction.probabilities)[::-1]  # the first class on top
     rows = range(len(names))
     bars = right.barh(rows, [prediction.probabilities[name] for name in names])
-    right.set_yticks(rows, names, parse_math=False)
+    right.set_yticks(rows, [drawn[name] for name in names], parse_math=False)
     for bar, name in zip(bars, names, strict=True):
         bar.set_alpha(1.0 if name == prediction.label else 0.35)
     right.bar_label(bars, fmt="{:.1%}", padding=4)
@@ -138,8 +139,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path = options.output or Path(f"{options.photo.stem}_prediction.png")
     if not path.suffix:
         path = path.with_suffix(".png")  # as matplotlib will call it
-    if isinstance(sys.stdout, TextIOWrapper):  # "?" for characters that it cannot print
-        sys.stdout.reconfigure(errors="replace")
     with errors_in_one_line(parser.prog):
         check_folder(path)
         image = load_image(options.photo)

@@ -2,12 +2,14 @@
 
 import argparse
 import hashlib
+import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import torch
 import torch.distributed as dist
@@ -16,6 +18,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from going_modular import data_setup
 from going_modular.data_setup import PhotoFolder
+from going_modular.images.checksums import list_checksums, sha256_of
 from going_modular.images.folders import VALIDATION_NAMES, find_parts
 from going_modular.images.transforms import Normalization, evaluation_transform
 from going_modular.model_builder import VIT_CONFIGS, ViT
@@ -33,6 +36,7 @@ from going_modular.utils import (
     describe_environment,
     errors_in_one_line,
     project_path,
+    replace_unprintable,
     set_seeds,
 )
 from going_modular.vit.files import read_weights, write_vit
@@ -48,7 +52,7 @@ def image_folders(options: argparse.Namespace) -> tuple[Path, Path | None, str]:
     if options.data:
         return find_parts(options.data, options.hold_out)
     food = data_setup.get_food_images()
-    return food.train_dir, food.test_dir, food.source
+    return food.train_dir, None if options.hold_out else food.test_dir, food.source
 
 
 def choose_vit(
@@ -64,7 +68,7 @@ def choose_vit(
         "dropout": recipe.dropout,
         "stochastic_depth": recipe.stochastic_depth,
     }
-    for name in ("image_size", "patch_size", "pool"):
+    for name in ("image_size", "patch_size", "num_heads", "pool"):
         if (value := getattr(options, name)) is not None:
             config[name] = value
     set_seeds(options.seed)
@@ -122,6 +126,72 @@ def output_folder(options: argparse.Namespace, train_dir: Path) -> Path:
     return project_path("build/training") / "-".join(words).replace("/", "-")
 
 
+def fingerprint(images: PhotoFolder) -> str:
+    """Count, size and a hash of a folder's images: of their paths in it and their sizes.
+
+    A copy of the folder, or the folder under another name, has the same fingerprint.
+    """
+    root = Path(images.root)
+    files = sorted(
+        (normalize("NFC", path.relative_to(root).as_posix()), path.stat().st_size)
+        for path in (Path(name) for name, _ in images.samples)
+    )
+    digits = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+    return f"{len(files)} files, {sum(size for _, size in files):,} bytes ({digits})"
+
+
+def content_of(weights: Path | None) -> str | None:
+    """The SHA-256 of a file of weights, or of a folder's list of them; None without."""
+    if weights is None:
+        return None
+    if weights.is_dir():
+        return hashlib.sha256(list_checksums(weights).encode()).hexdigest()
+    return sha256_of(weights)
+
+
+def checkpoint_of(
+    path: Path,
+    options: argparse.Namespace,
+    recipe: Recipe,
+    vit: ViT,
+    train_folder: PhotoFolder,
+    test_dir: Path | None,
+    precision: str,
+) -> Checkpoint:
+    """The checkpoint of a run, with all that makes a run the same one.
+
+    Images and weights are compared by what they are, not by where they lie. More epochs
+    or steps are the same run, and it goes on, if the learning rate stays constant. Then
+    the steps so far are those of the longer run.
+    """
+    constant = recipe.schedule == "constant"
+    reason = (
+        " (only a longer training in the same unit can go on)"
+        if constant
+        else f" (schedule {recipe.schedule}: the learning rate of each step depends on the "
+        "length, so a longer training is another run from the start)"
+    )
+    config = {name: value for name, value in asdict(vit.config).items() if name != "num_classes"}
+    return Checkpoint(
+        path,
+        {
+            **config,
+            **asdict(recipe),
+            "class names": train_folder.classes,
+            "training images": fingerprint(train_folder),
+            "test images": fingerprint(PhotoFolder(test_dir)) if test_dir else None,
+            "hold_out": options.hold_out,
+            "weights": content_of(options.weights),
+            "seed": options.seed,
+            "accumulate": options.accumulate,
+            "precision": precision,
+            "sharding": options.sharding,
+        },
+        may_grow=("epochs", "steps") if constant else (),
+        remarks=dict.fromkeys(("epochs", "steps"), reason),
+    )
+
+
 def run(options: argparse.Namespace, device: torch.device) -> None:
     """What the command does, on each process."""
     recipe = recipe_of(options)
@@ -159,20 +229,8 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
         num_workers=options.workers,
         progress=is_first,
         test_name=test_name,
-        checkpoint=Checkpoint(
-            folder / "checkpoint.pt",
-            {
-                "recipe": asdict(recipe),
-                "config": asdict(vit.config),
-                "class_names": class_names,
-                "images": str(train_dir),
-                "hold_out": options.hold_out,
-                "weights": str(options.weights),
-                "seed": options.seed,
-                "accumulate": options.accumulate,
-                "precision": precision,
-                "sharding": options.sharding,
-            },
+        checkpoint=checkpoint_of(
+            folder / "checkpoint.pt", options, recipe, vit, train_folder, test_dir, precision
         ),
         on_epoch=log and log.on_epoch,
     )
@@ -241,6 +299,7 @@ def build_parser() -> argparse.ArgumentParser:
     start("--weights", type=command_path, metavar="FILE", help=texts["weights"])
     add("--image-size", type=int, nargs="+", metavar="PIXELS", help=texts["image_size"])
     add("--patch-size", type=int, metavar="PIXELS", help="height and width of a patch")
+    add("--num-heads", type=int, metavar="N", help="of attention; files of others rarely tell it")
     add("--pool", choices=["class_token", "mean"], help="what the head reads")
     add("--recipe", choices=RECIPES, default="mini", metavar="NAME", help=texts["recipe"])
     add("--hold-out", type=float, default=0.0, metavar="SHARE", help=texts["hold_out"])
@@ -272,6 +331,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @record  # so that torchrun shows the error of the process that failed first
 def main(arguments: Sequence[str] | None = None) -> None:
+    replace_unprintable()  # before the help, which has an α
     parser = build_parser()
     options = parser.parse_args(arguments)
     if options.image_size:

@@ -1,5 +1,7 @@
 """What every part of the series needs: paths, errors, seeds, the device, counting, saving."""
 
+import errno
+import glob
 import json
 import os
 import platform
@@ -9,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +20,7 @@ import torch
 import torchvision
 from filelock import FileLock
 from platformdirs import user_cache_path
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -80,6 +84,21 @@ def require_checkout() -> None:
         )
 
 
+class ErrorInLines(ValueError):
+    """A user's error that lists something: a command prints its lines as they are."""
+
+
+def replace_unprintable() -> None:
+    """Let this program print "?" for a character that its console does not have.
+
+    Python would raise `UnicodeEncodeError`, for a class called 寿司 on a console that is not
+    UTF-8. Output that is no text file, as in a notebook, stays as it is.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 @contextmanager
 def errors_in_one_line(
     program: str, *more: type[Exception], memory_advice: str = ""
@@ -87,7 +106,8 @@ def errors_in_one_line(
     """End a command with the line "program: error: message" if a user's error is raised.
 
     The line goes to the error stream, and the exit status is 2, as argparse does it for
-    wrong arguments. Any other error is a bug and keeps its traceback.
+    wrong arguments. `ErrorInLines` keeps its lines. Any other error is a bug and keeps its
+    traceback. From here on, the command prints as `replace_unprintable` says.
 
     Args:
         more: errors that a user of this command can cause, besides `USER_ERRORS` and too
@@ -97,6 +117,7 @@ def errors_in_one_line(
     Raises:
         SystemExit: for a user's error.
     """
+    replace_unprintable()
     try:
         yield
     except Exception as error:
@@ -106,7 +127,8 @@ def errors_in_one_line(
         lines = str(error).splitlines()
         if any("Original Traceback" in line for line in lines):  # of a DataLoader's worker
             lines = lines[-1:]
-        message = " ".join(lines) or type(error).__name__
+        separator = "\n" if isinstance(error, ErrorInLines) else " "
+        message = separator.join(lines) or type(error).__name__
         if lacks_memory and memory_advice:
             message += f". {memory_advice}"
         print(f"{program}: error: {message}", file=sys.stderr)
@@ -285,19 +307,52 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     A reader of `path` finds the old file or the new one, and never half of one. The old
     file also stays if the body raises or the process is killed. Several processes may
-    write the same path at once: the last one to finish wins.
+    write the same path at once: the last one to finish wins. A killed process leaves its
+    unfinished file in a hidden folder, see `remove_unfinished`.
+
+    Raises:
+        OSError: if the file cannot be written, for instance because the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # A folder of its own for each writer. The body creates the file in it by a plain
     # open(), so that the file gets the usual permissions.
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
         unfinished = Path(folder, path.name)
-        yield unfinished
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())  # on disk before the old file goes
+        try:
+            yield unfinished
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())  # on disk before the old file goes
+        except Exception as error:
+            if not is_full_disk(error):
+                raise
+            free = shutil.disk_usage(path.parent).free / 1e6
+            raise OSError(
+                f"{path} cannot be written completely; {free:,.0f} MB are free on that disk. "
+                "Make room, or choose another folder. The file is as it was before"
+            ) from error
         if path.exists():
             shutil.copymode(path, unfinished)
         unfinished.replace(path)
+
+
+def is_full_disk(error: Exception) -> bool:
+    """Whether an error says that a file cannot grow, as on a full disk.
+
+    Python's error names no file then. PyTorch and safetensors raise errors of their own.
+    """
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))
+    in_pytorch = isinstance(error, RuntimeError) and "inline_container" in str(error)
+    return in_pytorch or isinstance(error, SafetensorError)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what processes left behind that were killed while they wrote a path.
+
+    Call it only where no other process writes the path at the same time.
+    """
+    for folder in path.parent.glob(f".{glob.escape(path.name)}-*/"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def append_line(path: Path, entry: dict) -> None:

@@ -1,5 +1,6 @@
 import copy
 import os
+import pickle
 import random
 import signal
 from dataclasses import replace
@@ -7,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_training import loader, untrained_vit
+from tiny_training import loader, samples, untrained_vit
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -18,6 +19,7 @@ from going_modular.training.checkpoints import Checkpoint
 from going_modular.training.interrupts import delayed_interrupts
 from going_modular.training.progress import Progress, Totals
 from going_modular.training.recipes import Recipe
+from going_modular.utils import ErrorInLines
 
 RECIPE = Recipe(
     epochs=3,
@@ -207,19 +209,136 @@ def test_another_runs_checkpoint_is_refused_and_says_what_differs(tmp_path):
     arguments += (Progress(Totals.zeros("cpu")),)
     Checkpoint(tmp_path / "c.pt", {"lr": 0.1, "seed": 1}).save(*arguments)
     Checkpoint(tmp_path / "c.pt", {"lr": 0.1, "seed": 1}).load(*arguments)
-    with pytest.raises(ValueError, match=r"\(lr: 0.1 there, 0.3 here\)"):
-        Checkpoint(tmp_path / "c.pt", {"lr": 0.3, "seed": 1}).load(*arguments)
+    with pytest.raises(ErrorInLines) as error:
+        Checkpoint(tmp_path / "c.pt", {"lr": 0.3, "batch_size": 2}).load(*arguments)
+    first, *differences, last = str(error.value).splitlines()
+    assert "c.pt is another run's checkpoint" in first and "--output" in last
+    assert differences == [
+        "  lr: 0.1 there, 0.3 here",
+        "  seed: 1 there, none here",
+        "  batch-size: none there, 2 here",
+    ]
 
 
-@pytest.mark.parametrize("content", [b"", b"half a checkpoint", {"weight": torch.zeros(1)}, [1]])
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
-    path = tmp_path / "c.pt"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
+@pytest.mark.parametrize(
+    ("there", "here", "line"),
+    [
+        (["a", "b"], ["b", "c", "d"], "x-y: only there: a; only here: c, d"),
+        (["a"], ["a", "b"], "x-y: only there: none; only here: b"),
+        (["a", "b"], ["b", "a"], "x-y: ['a', 'b'] there, ['b', 'a'] here"),
+        ((24, 36), 24, "x-y: (24, 36) there, 24 here"),
+    ],
+)
+def test_a_difference_is_one_line(there, here, line):
+    assert checkpoints.difference("x_y", there, here) == line
+
+
+def test_only_a_setting_that_may_grow_can_grow(tmp_path):
+    layer = nn.Linear(2, 2)
+    arguments = (layer, torch.optim.SGD(layer.parameters(), lr=0.1), engine.Method())
+    arguments += (Progress(Totals.zeros("cpu")),)
+    Checkpoint(tmp_path / "c.pt", {"epochs": 2, "seed": 1}).save(*arguments)
+
+    def load(**run):
+        path, remarks = tmp_path / "c.pt", {"epochs": " (why)"}
+        return Checkpoint(path, run, ["epochs"], remarks).load(*arguments)
+
+    assert load(epochs=3, seed=1)
+    with pytest.raises(ErrorInLines, match=r"epochs: 2 there, 1 here \(why\)"):
+        load(epochs=1, seed=1)
+    with pytest.raises(
+        ErrorInLines, match=r"c\.pt is another run's checkpoint: seed: 1 there, 2 here\. Move"
+    ):
+        load(epochs=3, seed=2)
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def damaged(kind, path):
+    """Make a file that is no checkpoint to go on from."""
+    run(path, stop_after=4, how=fall_over)
+    whole, state = path.read_bytes(), torch.load(path, weights_only=True)
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind.startswith("cut"):
+        path.write_bytes(whole[: int(kind.split()[1])])
+    elif kind == "one bit":
+        place = whole.index(state["model"]["head.weight"].numpy().tobytes())
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    elif kind == "text":
+        path.write_text("no checkpoint")
+    elif kind == "folder":
+        path.unlink()
+        path.mkdir()
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(RunsCode()))
     else:
-        torch.save(content, path)
-    with pytest.raises(ValueError, match=r"c\.pt \(\d+ bytes\) cannot be read as a checkpoint"):
+        changed = {
+            "weights": {"weight": torch.zeros(1)},
+            "list": [1],
+            "code": {**state, "run": RunsCode()},
+            "newer": {**state, "format": checkpoints.FORMAT + 1},
+            "older": {name: value for name, value in state.items() if name != "format"},
+            "other model": {**state, "model": {"weight": torch.zeros(1)}},
+            "no run": {**state, "run": "x"},
+        }
+        torch.save(changed[kind], path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("empty", "it is empty"),
+        ("cut 1", "cut off, damaged"),
+        ("cut 1000", "cut off, damaged"),
+        ("cut -1", "cut off, damaged"),
+        ("one bit", r"its part \S+ is damaged"),
+        ("text", "of another kind"),
+        ("folder", "of another kind"),
+        ("pickle", "of another kind"),
+        ("code", "none of it was run"),
+        ("weights", "has no entry method, model"),
+        ("list", "it holds a list"),
+        ("newer", "a newer version .* Update the package"),
+        ("older", "an older version"),
+        ("other model", "is of another model"),
+        ("no run", "is of another model"),
+    ],
+)
+def test_a_file_to_go_on_from_that_is_damaged_is_named(tmp_path, kind, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "c.pt"
+    damaged(kind, path)
+    before = None if kind == "folder" else path.read_bytes()
+    with pytest.raises(ValueError, match=message) as error:
         run(path)
+    assert str(error.value).startswith(f"{path} ") and "Move or delete it" in str(error.value)
+    assert not (tmp_path / "executed").exists()
+    assert before is None or path.read_bytes() == before
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path):
+    left, other = tmp_path / ".c.pt-x1", tmp_path / ".other.pt-x1"
+    for folder in (left, other):
+        folder.mkdir()
+        (folder / "c.pt").write_bytes(b"half")
+    run(tmp_path / "c.pt", stop_after=4, how=fall_over)
+    assert not left.exists() and other.exists()
+
+
+def test_going_on_is_said(tmp_path, capsys):
+    layer = nn.Linear(4, 3)
+    data, optimizer = loader(samples()), torch.optim.SGD(layer.parameters(), lr=0.1)
+    for epochs in (1, 1, 2):
+        checkpoint = Checkpoint(tmp_path / "c.pt")
+        settings = (nn.CrossEntropyLoss(), epochs, "cpu")
+        engine.train(layer, data, data, optimizer, *settings, checkpoint=checkpoint)
+    said = [line for line in capsys.readouterr().out.splitlines() if "going on" in line]
+    start = f"going on from {tmp_path / 'c.pt'}: "
+    assert said == [f"{start}1 of 1 epochs are done", f"{start}1 of 2 epochs are done"]
 
 
 def test_random_states_are_restored_for_all_generators():

@@ -5,6 +5,7 @@ import sys
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from matplotlib import font_manager
 from PIL import Image
 from safetensors.torch import save_file
 from tiny_vit import tiny_vit
@@ -260,7 +261,17 @@ def test_outputs_that_cannot_be_written_are_one_error(photo, weights, tmp_path, 
         plt.close("all")
 
 
-@pytest.mark.filterwarnings("ignore:Glyph .* missing")  # the figure has boxes instead
+def test_a_figure_and_its_command_name_what_they_can(photo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
+    names = ["寿司", "b", "c", "d", "e"]
+    path = write_vit(tiny_vit(), tmp_path / "vit.safetensors", class_names=names)
+    predictions.main([str(photo), "--weights", str(path), "--output", str(tmp_path / "p.png")])
+    printed = capsys.readouterr()
+    assert "  寿司\n" in printed.out
+    (line,) = printed.err.splitlines()
+    assert "in the figure class 1 is 寿司" in line
+
+
 def test_a_console_that_cannot_print_a_name_shows_question_marks(photo, tmp_path, monkeypatch):
     names = ["寿司", "b", "c", "d", "e"]
     path = write_vit(tiny_vit(), tmp_path / "vit.safetensors", class_names=names)

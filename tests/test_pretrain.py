@@ -82,7 +82,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 
 def test_another_runs_checkpoint_is_refused_with_the_differences(tmp_path, monkeypatch):
     run(tmp_path, monkeypatch, images=8)
-    with pytest.raises(ValueError, match=r"another run's checkpoint \(lr: 0.001 there, 0.1 here\)"):
+    with pytest.raises(ValueError, match="checkpoint: lr: 0.001 there, 0.1 here. Move"):
         run(tmp_path, monkeypatch, images=8, lr=0.1)
     (tmp_path / "checkpoint.pt").write_bytes(b"half a checkpoint")
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):

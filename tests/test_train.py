@@ -291,17 +291,22 @@ def live(arguments, steps):
     train.main(arguments)
 
 
+def exit_code_of(target, *arguments):
+    """How a process ends that calls `target`; it has imported everything before it starts."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["going_modular.train"])
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_killed_ten_times_it_ends_with_the_same_bits(folder):
     random.seed(0)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["going_modular.train"])
 
     def one_life(output, steps):
-        process = context.Process(target=live, args=(arguments(folder, output, epochs=12), steps))
-        process.start()
-        process.join()
-        return process.exitcode
+        return exit_code_of(live, arguments(folder, output, epochs=12), steps)
 
     assert one_life("whole", 0) == 0
     for _ in range(10):
@@ -387,6 +392,18 @@ def test_what_cannot_be_is_said(folder, changes, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def differences(error):
+    """What differs from the run of a checkpoint: one thing in one line, or a line each."""
+    match = re.search(
+        r"run/checkpoint\.pt is another run's checkpoint:(.*)Move or delete it .*--output",
+        error.strip().replace("longer/", "run/"),
+        re.DOTALL,
+    )
+    first, *more = match[1].strip().split("\n  ")
+    assert ("\n" in error.strip()) == bool(more)
+    return [first, *more] if more else [first.removesuffix(".")]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -403,10 +420,201 @@ def test_a_checkpoint_of_other_settings_is_refused(folder, change, capsys):
     train.main(arguments(folder, **settings))
     with pytest.raises(SystemExit):
         train.main(arguments(folder, **settings, **change))
-    printed = capsys.readouterr().err
+    lines = differences(capsys.readouterr().err)
     (name,) = change
-    named = {"lr": "recipe", "pool": "config"}.get(name, name)
-    assert "another run's checkpoint" in printed and f"{named}: " in printed
+    named = [line for line in lines if line.startswith(f"{name.replace('_', '-')}: ")]
+    assert len(named) == 1 and f" there, {change[name]} here" in named[0]
+    assert len(lines) == 1 + (name == "hold_out")  # it changes the test images, too
+
+
+# The images and weights of a run
+
+
+def add_images(folder, part, count, name="new"):
+    for i in range(count):
+        color = (40 * i, 90, 120)
+        Image.new("RGB", (30, 20), color).save(folder / f"images/{part}/sea/{name}{i}.png")
+
+
+def refusal(words, capsys):
+    """What a training says that does not begin."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        train.main(words)
+    printed = capsys.readouterr()
+    assert end.value.code == 2 and "accuracy" not in printed.out
+    return printed.err
+
+
+SHORT = {"epochs": 1, "warmup_steps": 0}
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("change", ["more", "fewer", "renamed", "other bytes"])
+def test_a_finished_run_notices_other_images(folder, part, change, capsys):
+    train.main(arguments(folder, **SHORT))
+    weights = (folder / "run/vit.safetensors").read_bytes()
+    image = folder / "images" / part / "sea" / "1.png"
+    if change == "more":
+        add_images(folder, part, 6)
+    elif change == "fewer":
+        image.unlink()
+    elif change == "renamed":
+        image.rename(image.with_name("again.png"))
+    else:
+        Image.effect_noise((30, 20), 50).convert("RGB").save(image)
+    error = refusal(arguments(folder, **SHORT), capsys)
+    name = {"train": "training", "test": "test"}[part]
+    (line,) = differences(error)
+    count = {"more": 6, "fewer": -1}.get(change, 0) + {"train": 11, "test": 5}[part]
+    assert line.startswith(f"{name} images: ") and f"there, {count} files" in line
+    assert (folder / "run/vit.safetensors").read_bytes() == weights
+    train.main(arguments(folder, "other", **SHORT))  # what the line advises
+
+
+def test_a_run_stopped_in_an_epoch_notices_other_images(folder, capsys, monkeypatch):
+    plain, taken = engine.take_step, []
+
+    def stop_in_the_third_step(*arguments):
+        taken.append(arguments)
+        if len(taken) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(*arguments)
+
+    monkeypatch.setattr(engine, "take_step", stop_in_the_third_step)
+    add_images(folder, "train", 6)
+    with pytest.raises(SystemExit, match="stopped, saved in"):
+        train.main(arguments(folder))
+    for path in (folder / "images/train/sea").glob("*.png"):  # a shrunk folder
+        if path.name != "1.png":
+            path.unlink()
+    error = refusal(arguments(folder), capsys)
+    assert "training images: 17 files" in error and "there, 7 files" in error
+
+
+def test_the_same_images_elsewhere_are_the_same_run(folder, capsys):
+    train.main(arguments(folder, **SHORT))
+    before = log_of(folder / "run")
+    (folder / "images").rename(folder / "moved")
+    (folder / "moved/train/.DS_Store").touch()
+    train.main(arguments(folder, data=folder / "moved", **SHORT))
+    assert "1 of 1 epochs are done" in capsys.readouterr().out
+    assert log_of(folder / "run") == before
+
+
+def test_held_out_images_leave_the_test_folder_alone(folder):
+    settings = SHORT | {"hold_out": 0.3}
+    train.main(arguments(folder, **settings))
+    add_images(folder, "test", 2)
+    train.main(arguments(folder, **settings))
+
+
+def test_a_new_class_is_named(folder, capsys):
+    train.main(arguments(folder, **SHORT))
+    for part in ("train", "test"):
+        (folder / "images" / part / "tree").mkdir()
+        Image.new("RGB", (30, 20), "green").save(folder / "images" / part / "tree/1.png")
+    assert "class names: only there: none; only here: tree" in refusal(
+        arguments(folder, **SHORT), capsys
+    )
+
+
+def test_weights_are_compared_by_content(folder, capsys):
+    _, path = cats_and_dogs(folder, ["cat", "dog"])
+    settings = SHORT | {"recipe": "chapter", "weights": path}
+    train.main(arguments(folder, **settings))
+    copy = path.rename(folder / "renamed.safetensors")
+    train.main(arguments(folder, **settings | {"weights": copy}))
+    cats_and_dogs(folder, ["cat", "cow"])
+    error = refusal(arguments(folder, **settings), capsys)
+    assert re.search(r"weights: [0-9a-f]{64} there, [0-9a-f]{64} here", error)
+    assert len(differences(error)) == 1
+
+
+# More epochs
+
+
+@pytest.mark.parametrize("length", ["epochs", "steps"])
+def test_a_constant_rate_goes_on_to_more_epochs_with_the_same_bits(folder, length, capsys):
+    factor = {"epochs": 1, "steps": 3}[length]
+    settings = {"recipe": "chapter", "epochs": None}
+    train.main(arguments(folder, "whole", **settings | {length: 3 * factor}))
+    for epochs in (1, 3):
+        train.main(arguments(folder, "longer", **settings | {length: epochs * factor}))
+    assert "1 of 3 epochs are done" in capsys.readouterr().out
+    assert log_of(folder / "longer") == log_of(folder / "whole")
+    first, second = (load_file(folder / name / "vit.safetensors") for name in ("whole", "longer"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    error = refusal(arguments(folder, "longer", **settings | {length: 2 * factor}), capsys)
+    line = f"{length}: {3 * factor} there, {2 * factor} here (only a longer training"
+    (said,) = differences(error)
+    assert said.startswith(line)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_rate_that_falls_over_the_run_has_its_length(folder, schedule, capsys):
+    settings = {"schedule": schedule, "warmup_steps": 0}
+    train.main(arguments(folder, **settings, epochs=1))
+    (line,) = differences(refusal(arguments(folder, **settings, epochs=3), capsys))
+    assert line.startswith(f"epochs: 1 there, 3 here (schedule {schedule}: ")
+
+
+# Saving that fails
+
+
+def live_until_it_saves(arguments, how, errors):
+    """One life of a training whose second checkpoint cannot be saved as a whole."""
+    torch.set_num_threads(1)
+    sys.stderr = open(errors, "w")
+    plain, saved = torch.save, []
+
+    def save(state, path):
+        saved.append(path)
+        if len(saved) < 2:
+            return plain(state, path)
+        if how == "killed":
+            plain(state, path)
+            os.truncate(path, path.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        return plain(state, path)
+
+    torch.save = save
+    train.main(arguments)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.parametrize("how", ["killed", "full"])
+def test_a_save_that_fails_keeps_the_old_checkpoint(folder, how):
+    words = arguments(folder, how, epochs=3)
+    errors = folder / "errors.txt"
+    expected = {"killed": -signal.SIGKILL, "full": 2}[how]
+    assert exit_code_of(live_until_it_saves, words, how, errors) == expected
+    checkpoint = folder / how / "checkpoint.pt"
+    assert torch.load(checkpoint, weights_only=True)["progress"]["epoch"] == 2
+    if how == "full":
+        (line,) = errors.read_text().splitlines()
+        assert f"error: {checkpoint} cannot be written completely; " in line
+    for again in (words, arguments(folder, "whole", epochs=3)):
+        assert exit_code_of(live, again, 0) == 0
+    assert log_of(folder / how) == log_of(folder / "whole")
+    first, second = (load_file(folder / name / "vit.safetensors") for name in ("whole", how))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not [*(folder / how).glob(".checkpoint.pt-*")]
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint"])
+def test_a_damaged_checkpoint_is_one_line_and_moving_it_helps(folder, content, capsys):
+    path = folder / "run/checkpoint.pt"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    (line,) = refusal(arguments(folder, **SHORT), capsys).splitlines()
+    assert f"error: {path} cannot be read as a checkpoint: " in line
+    assert "Move or delete it to start again, or choose another folder (--output" in line
+    path.rename(folder / "moved.pt")
+    train.main(arguments(folder, **SHORT))
 
 
 def test_predictions_say_what_is_wrong_with_a_file(folder, capsys):
@@ -428,8 +636,9 @@ def test_tensorboard_gets_the_same_figures_where_it_is_installed(folder, monkeyp
     written = {}
 
     class Writer:
-        def __init__(self, path):
+        def __init__(self, path, purge_step):
             assert path == folder / "run"
+            written[purge_step] = {}
 
         def add_scalar(self, name, value, epoch):
             written.setdefault(epoch, {})[name] = value

@@ -8,15 +8,18 @@ import shutil
 import stat
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_vit import TINY
 from torch import nn
 
 from going_modular import utils
+from going_modular.images.downloads import DownloadError
 from going_modular.model_builder import ViT, create_vit
 from going_modular.utils import give_random_values
 
@@ -152,6 +155,51 @@ def test_a_users_error_is_one_line_with_status_2(error, line, capsys):
             raise error
     assert end.value.code == 2
     assert capsys.readouterr().err == f"program: error: {line}\n"
+
+
+def test_an_error_that_lists_keeps_its_lines(capsys):
+    with pytest.raises(SystemExit), utils.errors_in_one_line("program"):
+        raise utils.ErrorInLines("these differ:\n  a\n  b")
+    assert capsys.readouterr().err == "program: error: these differ:\n  a\n  b\n"
+
+
+@contextmanager
+def largest_file(size):
+    """No file of this process may grow beyond a size, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_text("x" * 100_000),
+        lambda path: torch.save(torch.zeros(100_000), path),
+        lambda path: save_file({"x": torch.zeros(100_000)}, path),
+    ],
+    ids=["text", "torch", "safetensors"],
+)
+def test_a_full_disk_is_said_and_keeps_the_old_file(write, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(OSError, match=r"file cannot be written completely; [\d,]+ MB are free"):
+        with largest_file(10_000), utils.atomic_write(path) as unfinished:
+            write(unfinished)
+    assert path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
+    with utils.atomic_write(path) as unfinished:
+        write(unfinished)
+    assert path.stat().st_size >= 100_000
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), DownloadError("the server says no")])
+def test_other_errors_while_writing_stay_themselves(error, tmp_path):
+    with pytest.raises(type(error), match=str(error)), utils.atomic_write(tmp_path / "file"):
+        raise error
 
 
 @pytest.mark.parametrize("error", [KeyError("a bug"), RuntimeError("a bug"), TypeError("a bug")])

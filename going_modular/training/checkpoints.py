@@ -1,8 +1,11 @@
 """Saving a training so that it can go on as if it had never stopped."""
 
+import pickle
 import random
+import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,9 +20,18 @@ from going_modular.training.distributed import (
     process_rank,
     sum_over_processes,
 )
-from going_modular.utils import atomic_write, get_device, project_path
+from going_modular.utils import (
+    ErrorInLines,
+    atomic_write,
+    get_device,
+    is_out_of_memory,
+    project_path,
+    remove_unfinished,
+)
 
 KEYS = {"run", "model", "optimizer", "method", "random", "progress"}  # of a checkpoint
+FORMAT = 2  # of the file. Format 1 had no number, and `train` noted no images in it.
+REMEDY = "Move or delete it to start again, or choose another folder (--output of train)"
 
 
 class HasState(Protocol):
@@ -38,12 +50,22 @@ class Checkpoint:
 
     Args:
         path: of the file; `utils.project_path` says where a relative one starts.
-        run: settings that a run must share with the file to resume from it.
+        run: settings that a run must share with the file to resume from it, by name.
+        may_grow: names of settings that may be larger than in the file, where they are
+            not 0: the length of a training whose steps do not depend on it.
+        remarks: what an error says behind a setting that differs, by its name.
     """
 
-    def __init__(self, path: str | Path, run: dict | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        run: dict | None = None,
+        may_grow: Collection[str] = (),
+        remarks: Mapping[str, str] | None = None,
+    ):
         self.path = project_path(path)
         self.run = run or {}
+        self.may_grow, self.remarks = may_grow, remarks or {}
 
     def save(
         self,
@@ -59,6 +81,7 @@ class Checkpoint:
         weights, optimizer_state = full_state_dicts(model, optimizer)
         random_states = gather_objects(random_state())
         state = {
+            "format": FORMAT,
             "run": self.run,
             "model": weights,
             "optimizer": optimizer_state,
@@ -85,8 +108,11 @@ class Checkpoint:
         Raises:
             ValueError: if the file is of a run with other settings or another number of
                 processes, cannot be read, or is not visible to all processes.
+            PermissionError: if this user may not read it.
         """
-        seen = sum_over_processes(torch.tensor(float(self.path.is_file()))).item()
+        if process_rank() == 0:
+            remove_unfinished(self.path)
+        seen = sum_over_processes(torch.tensor(float(self.path.exists()))).item()
         if seen not in (0, process_count()):
             raise ValueError(
                 f"{seen:.0f} of {process_count()} processes see {self.path}: it has to "
@@ -94,36 +120,106 @@ class Checkpoint:
             )
         if not seen:
             return None
+        state = self.read()
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-            if missing := KEYS - state.keys():
-                raise ValueError(f"it has no entry {', '.join(sorted(missing))}")
-        except Exception as error:  # a damaged file fails in many ways
+            self.check_run(state)
+            load_full_state_dicts(model, optimizer, (state["model"], state["optimizer"]))
+            for name, part in method.stateful_parts().items():
+                part.load_state_dict(state["method"][name])
+            progress.load_state_dict(state["progress"])
+            return state["random"][process_rank()]
+        except ErrorInLines:
+            raise
+        except Exception as error:  # PyTorch raises many kinds for names and shapes
+            if is_out_of_memory(error):
+                raise
             raise ValueError(
-                f"{self.path} ({self.path.stat().st_size} bytes) cannot be read as a "
-                "checkpoint: it is damaged or of another kind. Remove it to start again"
+                f"{self.path} is of another model, optimizer or method "
+                f"({type(error).__name__}). {REMEDY}"
             ) from error
-        self.check_run(state)
-        load_full_state_dicts(model, optimizer, (state["model"], state["optimizer"]))
-        for name, part in method.stateful_parts().items():
-            part.load_state_dict(state["method"][name])
-        progress.load_state_dict(state["progress"])
-        return state["random"][process_rank()]
+
+    def read(self) -> dict[str, Any]:
+        """What is in the file. Nothing in it is run.
+
+        Raises:
+            ValueError: if it is no checkpoint, damaged, or of another format.
+            PermissionError: if this user may not read it.
+        """
+        try:
+            problem = "it is empty"
+            if self.path.stat().st_size:
+                # PyTorch does not compare the checksums that it writes
+                with zipfile.ZipFile(self.path) as archive:
+                    damaged = archive.testzip()
+                problem = f"its part {damaged} is damaged"
+                if not damaged:
+                    state = torch.load(self.path, map_location="cpu", weights_only=True)
+                    problem = problem_of(state)
+                    if not problem:
+                        return state
+        except PermissionError:
+            raise
+        except pickle.UnpicklingError:
+            problem = "it holds more than numbers and plain types, and none of it was run"
+        except Exception as error:  # a damaged file fails in many ways
+            if is_out_of_memory(error):
+                raise
+            problem = "it is cut off, damaged or of another kind"
+        raise ValueError(f"{self.path} cannot be read as a checkpoint: {problem}. {REMEDY}")
 
     def check_run(self, state: dict) -> None:
-        """Raise `ValueError`, with each difference, if a file is of another run."""
+        """Raise `ErrorInLines` if a file is of another run.
+
+        A single difference stands in one line with what to do, several have a line each.
+        """
         here = {**self.run, "processes": process_count()}
         there = {**state["run"], "processes": len(state["random"])}
-        differences = [
-            f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
+        grown = [name for name in self.may_grow if 0 < there[name] < here[name]]
+        lines = [
+            f"{difference(name, there.get(name), here.get(name))}{self.remarks.get(name, '')}"
             for name in {**there, **here}
-            if there.get(name) != here.get(name)
+            if there.get(name) != here.get(name) and name not in grown
         ]
-        if differences:
-            raise ValueError(
-                f"{self.path} is another run's checkpoint ({'; '.join(differences)}): "
-                "give the same settings, or another folder, or remove the file"
-            )
+        if not lines:
+            return
+        start = f"{self.path} is another run's checkpoint:"
+        if len(lines) == 1:
+            raise ErrorInLines(f"{start} {lines[0]}. {REMEDY}")
+        raise ErrorInLines("\n  ".join([start, *lines]) + f"\n{REMEDY}")
+
+
+def problem_of(state: Any) -> str:
+    """What is wrong with the content of a file, in words; "" for a checkpoint."""
+    if not isinstance(state, dict):
+        return f"it holds a {type(state).__name__}"
+    number = state.get("format", 1)
+    if isinstance(number, int) and number > FORMAT:
+        return (
+            f"a newer version of this package wrote it (format {number}; this version reads "
+            f"format {FORMAT}). Update the package to go on with it"
+        )
+    if missing := KEYS - state.keys():
+        return f"it has no entry {', '.join(sorted(missing))}"
+    if number != FORMAT:
+        return (
+            f"an older version of this package wrote it (format {number}; this version reads "
+            f"format {FORMAT}). Only that version can go on with it"
+        )
+    return ""
+
+
+def difference(name: str, there: Any, here: Any) -> str:
+    """A setting that differs between a checkpoint and a run, as the command line names it."""
+    values = [there, here]
+    if isinstance(there, list) and isinstance(here, list) and {*there} != {*here}:
+        values = [
+            [value for value in these if value not in those]
+            for these, those in ((there, here), (here, there))
+        ]
+        there, here = (", ".join(map(str, only)) or "none" for only in values)
+        return f"{name.replace('_', '-')}: only there: {there}; only here: {here}"
+    there, here = ("none" if value is None else value for value in values)
+    return f"{name.replace('_', '-')}: {there} there, {here} here"
 
 
 def random_state() -> dict:

@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from going_modular.images.transforms import denormalize
+from going_modular.vit.fonts import drawable_names
 
 
 def upsample(pictures: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
@@ -35,6 +36,7 @@ def plot_attention(
         attention: (B, rows, columns), see `class_attention`.
         colors: `mean` and `std`, if they are not ImageNet's; see `denormalize`.
     """
+    titles = drawable_names(titles, "image")
     seen = denormalize(images, **colors)
     light = upsample(attention, seen.shape[1:3])
     light = light / light.max(axis=(1, 2), keepdims=True)
@@ -188,6 +190,7 @@ def plot_beside_images(
             number with the darkest color.
         marked: number of a patch to frame in the images and the pictures.
     """
+    titles = drawable_names(titles, "image")
     seen = denormalize(images, **colors)
     count, lines = len(seen), len(pictures) + 1
     figure, axes = plt.subplots(

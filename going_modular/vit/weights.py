@@ -105,7 +105,8 @@ def doubt_of_heads(tensors: Tensors, config: ViTConfig, told: Mapping[str, Any])
     reason = f"as most published ViTs with D = {D} have" if D in PUBLISHED_HEADS else "64 of D each"
     return (
         f"{config.num_heads} heads are a guess, {reason}, because nothing in the file tells "
-        f"them. With another number, the ViT computes something else: num_heads= sets it"
+        f"them. With another number, the ViT computes something else: num_heads=, or train's "
+        "--num-heads, sets it"
     )
 
 
