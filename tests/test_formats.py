@@ -142,6 +142,21 @@ def test_a_file_that_needs_code_is_refused_in_one_line(tmp_path, new):
         read_weights(path)
 
 
+@pytest.mark.parametrize("name", ["x.pth", "x.npz"])
+def test_a_bit_that_has_changed_on_the_disk_is_noticed(tmp_path, name):
+    path, tensors = tmp_path / name, to_timm(tiny_vit())
+    weight = tensors["head.weight"].numpy()
+    if name == "x.npz":
+        np.savez(path, **{key: tensor.numpy() for key, tensor in tensors.items()})
+    else:
+        torch.save(tensors, path)
+    content = bytearray(path.read_bytes())
+    content[bytes(content).index(weight.tobytes()) + 1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} \(\d+ bytes\) .* part .* is damaged"):
+        read_weights(path)
+
+
 # Folders
 
 

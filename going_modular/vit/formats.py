@@ -115,7 +115,9 @@ def kind_of(path: Path) -> str:
         return "safetensors"
     if start.startswith(b"PK"):
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+            names, damaged = archive.namelist(), archive.testzip()
+        if damaged:  # PyTorch does not compare checksums
+            raise ValueError(f"its part {damaged} is damaged")
         if any(name.endswith("data.pkl") for name in names):
             return "pickle"
         if names and all(name.endswith(".npy") for name in names):

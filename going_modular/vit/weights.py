@@ -102,7 +102,11 @@ def doubt_of_heads(tensors: Tensors, config: ViTConfig, told: Mapping[str, Any])
         return ""
     if D in PUBLISHED_HEADS and (naming.title != TIMM.title or D not in SEVERAL_HEADS):
         return ""
-    reason = f"as most published ViTs with D = {D} have" if D in PUBLISHED_HEADS else "one for every 64 of D"
+    reason = (
+        f"as most published ViTs with D = {D} have"
+        if D in PUBLISHED_HEADS
+        else "one for every 64 of D"
+    )
     return (
         f"{config.num_heads} heads are a guess, {reason}, because nothing in the file tells "
         f"them. With another number, the ViT computes something else: num_heads=, or train's "
