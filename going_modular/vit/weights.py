@@ -229,7 +229,8 @@ def load_weights(
         layer_norm_eps: what LayerNorms are to use. Without it, weights under our names
             leave it as it is in `vit`, and all others set what models under their names
             compute with: 1e-12 for Hugging Face transformers, else 1e-6. The kind of GELU
-            is never changed; the official JAX checkpoints need a ViT with `gelu="tanh"`.
+            is never changed; the official JAX checkpoints need a ViT with `gelu="tanh"`,
+            which `load_vit` builds.
 
     Returns:
         The names of the weights that were left out: a head that is not wanted, and a
