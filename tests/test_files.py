@@ -204,7 +204,7 @@ def test_a_command_reads_its_file_of_weights_once(path, tmp_path, opened, name):
     torch.save(to_timm(tiny_vit()), tmp_path / "timm.pth")
     backbones.load_vit_file(tmp_path / name)
     assert opened == [name]
-    sizes = {"image_size": None, "patch_size": None, "pool": None}
+    sizes = dict.fromkeys(("image_size", "patch_size", "num_heads", "pool"))
     options = SimpleNamespace(weights=tmp_path / name, seed=0, **sizes)
     train.choose_vit(options, RECIPES["chapter"], NAMES)
     assert opened == [name] * 2

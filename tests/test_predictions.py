@@ -216,7 +216,7 @@ def damaged_weights(kind, tmp_path):
         ("other project", "was not written by"),
         ("half", "1000 bytes. cannot be read"),
         ("config", "is damaged"),
-        ("folder", "no file of weights"),
+        ("folder", "no weights in the folder"),
         ("missing", "no file of weights"),
     ],
 )

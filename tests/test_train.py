@@ -623,7 +623,7 @@ def test_predictions_say_what_is_wrong_with_a_file(folder, capsys):
     (folder / "text.txt").write_text("no picture")
     for arguments, message in (
         ([photo, "--weights", "nowhere.safetensors"], "there is no file of weights"),
-        ([photo, "--weights", text], "text.txt: expected a file that ends in"),
+        ([photo, "--weights", text], "text.txt .10 bytes. cannot be read as weights"),
         ([photo, "--weights", str(bare)], "not name its classes"),
         ([text, "--weights", "x"], "cannot be read as a picture"),
     ):
