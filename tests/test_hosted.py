@@ -362,5 +362,6 @@ def test_it_runs_alone_in_a_new_environment(path, archive, host, cache, tmp_path
     saved = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert saved - {name for name in saved if name.startswith("build/")} == {path.name}
     setup, first = [c for c in executed.cells if c.cell_type == "code"][:2]
-    assert "Installing what is missing: torchinfo" in setup.outputs[0].text
+    printed = "".join(output.text for output in setup.outputs)
+    assert "Installing what is missing: torchinfo" in printed
     assert "Images: drawn food (300 pictures)" in first.outputs[0].text
