@@ -2,14 +2,12 @@
 
 import argparse
 import hashlib
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
-from unicodedata import normalize
 
 import torch
 import torch.distributed as dist
@@ -18,7 +16,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from going_modular import data_setup
 from going_modular.data_setup import PhotoFolder
-from going_modular.images.checksums import list_checksums, sha256_of
+from going_modular.images.checksums import sha256_of
 from going_modular.images.folders import VALIDATION_NAMES, find_parts
 from going_modular.images.transforms import Normalization, evaluation_transform
 from going_modular.model_builder import VIT_CONFIGS, ViT
@@ -85,7 +83,7 @@ def choose_vit(
 
 def read_images(
     train_folder: PhotoFolder,
-    test_dir: Path | None,
+    test_folder: PhotoFolder | None,
     hold_out: float,
     seed: int,
     size: int | tuple[int, int],
@@ -93,22 +91,23 @@ def read_images(
 ) -> tuple[Images, Images, str]:
     """Training images, resized; test images as the ViT sees them; and a name for these.
 
-    With `hold_out`, that share of the training images takes the test images' place. The
+    Without a test folder, a share of the training images, `hold_out`, takes its place. The
     seed decides which.
     """
     transform = evaluation_transform(size, *normalization)
     print_once(f"{train_folder.root}: {train_folder.summary()}")
     test: Photos
-    if hold_out or test_dir is None:
+    if test_folder is None:
         kept, test = data_setup.split_train_validation(train_folder, hold_out, seed, transform)
         test_name = "held-out"
     else:
-        test = PhotoFolder(test_dir, transform)
+        test = test_folder.with_transform(transform)
         print_once(f"{test.root}: {test.summary()}")
         data_setup.check_same_classes(train_folder, test)
-        test_name = "validation" if test_dir.name.lower() in VALIDATION_NAMES else "test"
+        is_validation = Path(test.root).name.lower() in VALIDATION_NAMES
+        test_name = "validation" if is_validation else "test"
     train, test_images = read_photos([train_folder.with_transform(resize_for_crops(size)), test])
-    return Subset(train, kept.indices) if hold_out else train, test_images, test_name
+    return train if test_folder else Subset(train, kept.indices), test_images, test_name
 
 
 def output_folder(options: argparse.Namespace, train_dir: Path) -> Path:
@@ -126,36 +125,13 @@ def output_folder(options: argparse.Namespace, train_dir: Path) -> Path:
     return project_path("build/training") / "-".join(words).replace("/", "-")
 
 
-def fingerprint(images: PhotoFolder) -> str:
-    """Count, size and a hash of a folder's images: of their paths in it and their sizes.
-
-    A copy of the folder, or the folder under another name, has the same fingerprint.
-    """
-    root = Path(images.root)
-    files = sorted(
-        (normalize("NFC", path.relative_to(root).as_posix()), path.stat().st_size)
-        for path in (Path(name) for name, _ in images.samples)
-    )
-    digits = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
-    return f"{len(files)} files, {sum(size for _, size in files):,} bytes ({digits})"
-
-
-def content_of(weights: Path | None) -> str | None:
-    """The SHA-256 of a file of weights, or of a folder's list of them; None without."""
-    if weights is None:
-        return None
-    if weights.is_dir():
-        return hashlib.sha256(list_checksums(weights).encode()).hexdigest()
-    return sha256_of(weights)
-
-
 def checkpoint_of(
     path: Path,
     options: argparse.Namespace,
     recipe: Recipe,
     vit: ViT,
     train_folder: PhotoFolder,
-    test_dir: Path | None,
+    test_folder: PhotoFolder | None,
     precision: str,
 ) -> Checkpoint:
     """The checkpoint of a run, with all that makes a run the same one.
@@ -178,10 +154,10 @@ def checkpoint_of(
             **config,
             **asdict(recipe),
             "class names": train_folder.classes,
-            "training images": fingerprint(train_folder),
-            "test images": fingerprint(PhotoFolder(test_dir)) if test_dir else None,
+            "training images": train_folder.fingerprint(),
+            "test images": test_folder.fingerprint() if test_folder else None,
             "hold_out": options.hold_out,
-            "weights": content_of(options.weights),
+            "weights": sha256_of(options.weights) if options.weights else None,
             "seed": options.seed,
             "accumulate": options.accumulate,
             "precision": precision,
@@ -198,12 +174,13 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
     train_dir, test_dir, source = image_folders(options)
     print_once(f"{describe_environment()}\nImages: {source}")
     train_folder = PhotoFolder(train_dir)
+    test_folder = PhotoFolder(test_dir) if test_dir else None
     data_setup.check_several_classes(train_folder)
     class_names = train_folder.classes
     vit, normalization, origin = choose_vit(options, recipe, class_names)
     size = vit.config.image_size
     train_images, test_images, test_name = read_images(
-        train_folder, test_dir, options.hold_out, options.seed, size, normalization
+        train_folder, test_folder, options.hold_out, options.seed, size, normalization
     )
     folder = output_folder(options, train_dir)
     precision = options.precision or best_precision(device)
@@ -230,7 +207,7 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
         progress=is_first,
         test_name=test_name,
         checkpoint=checkpoint_of(
-            folder / "checkpoint.pt", options, recipe, vit, train_folder, test_dir, precision
+            folder / "checkpoint.pt", options, recipe, vit, train_folder, test_folder, precision
         ),
         on_epoch=log and log.on_epoch,
     )

@@ -411,7 +411,7 @@ def test_memory_is_counted_in_bytes_and_the_rest_is_read_again(photos, capsys, m
     def kinds(room):
         monkeypatch.setattr(fit, "MAX_IN_MEMORY", room)
         folder = PhotoFolder(photos / "train")
-        read = train.read_images(folder, photos / "test", 0.0, 42, size, normalization)
+        read = train.read_images(folder, PhotoFolder(photos / "test"), 0.0, 42, size, normalization)
         said = capsys.readouterr().out
         assert said.count("read from disk again in every epoch") == sum(
             not isinstance(part, TensorDataset) for part in read[:2]

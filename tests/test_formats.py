@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from tiny_vit import tiny_vit
 from torch import nn
 
+from going_modular.images.transforms import IMAGENET
 from going_modular.vit.files import read_weights
 from going_modular.vit.weights import (
     load_vit,
@@ -223,13 +224,46 @@ def test_a_file_beside_the_weights_that_is_damaged_is_named(tmp_path, name, text
         load_vit(folder)
 
 
-def test_a_config_of_another_model_does_not_count(tmp_path):
+def test_a_config_of_another_model_does_not_count_and_that_is_said(tmp_path, capsys):
     folder = write_folder(tmp_path / "hub", tiny_vit(), hidden_size=999)
+    assert "config.json tells of another model, of width 999" in printed(load_vit, folder, capsys)
     assert load_vit(folder).config.layer_norm_eps == 1e-12  # as models under these names have
     assert normalization_of(folder) == ((0.5,) * 3, (0.5,) * 3)
 
 
+@pytest.mark.parametrize(
+    ("changes", "colors"),
+    [
+        (
+            {"pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}},
+            ((0.1, 0.2, 0.3), (1,) * 3),
+        ),
+        ({"pretrained_cfg": {"mean": [0.1] * 3}}, IMAGENET),
+        ({"pretrained_cfg": [1]}, IMAGENET),
+        ({}, IMAGENET),
+    ],
+)
+def test_timms_config_tells_the_colors(tmp_path, changes, colors):
+    save_file(to_timm(tiny_vit()), tmp_path / "model.safetensors")
+    config = {"architecture": "vit_tiny_patch16_224", "num_features": 24, **changes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert normalization_of(tmp_path) == colors
+
+
+def test_colors_that_are_not_normalized_stay_as_they_are(tmp_path):
+    folder = write_folder(tmp_path / "hub", tiny_vit())
+    (folder / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    assert normalization_of(folder) == ((0.0,) * 3, (1.0,) * 3)
+
+
 # What is guessed is said
+
+
+def printed(function, argument, capsys):
+    """What a function prints when it is called."""
+    capsys.readouterr()
+    function(argument)
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ timm, transformers and vit-pytorch are in requirements/peers.txt; without them t
 tests are skipped.
 """
 
+import itertools
 from dataclasses import replace
 
 import nbformat
@@ -139,12 +140,14 @@ PEERS = {
     "timm": (timm_peer, to_timm, ("Ti/16", "S/16", "B/32", "B/16", "L/16")),
     "transformers": (huggingface_peer, to_huggingface, ("Ti/16", "S/16", "B/32", "B/16", "L/16")),
 }
+# `make test` compares B/16 with torchvision only; the slow suite has these
+LARGE = {*itertools.product(PEERS, ["L/16"]), ("timm", "B/16"), ("transformers", "B/16")}
 
 
 @pytest.mark.parametrize(
     ("peer", "variant"),
     [
-        pytest.param(peer, variant, marks=[pytest.mark.slow] if variant == "L/16" else [])
+        pytest.param(peer, variant, marks=[pytest.mark.slow] if (peer, variant) in LARGE else [])
         for peer, (_, _, variants) in PEERS.items()
         for variant in variants
     ],

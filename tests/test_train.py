@@ -107,9 +107,7 @@ def test_the_seed_decides_which_images_are_held_out(folder):
     photos = data_setup.PhotoFolder(folder / "images/train")
 
     def held_out(seed):
-        _, images, _ = train.read_images(
-            photos, folder / "images/test", 0.3, seed, 24, train.Normalization()
-        )
+        _, images, _ = train.read_images(photos, None, 0.3, seed, 24, train.Normalization())
         return images.tensors[0]
 
     assert torch.equal(held_out(42), held_out(42))

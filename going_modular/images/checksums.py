@@ -56,7 +56,9 @@ def visible_files(folder: Path) -> dict[str, Path]:
 
 
 def sha256_of(path: Path) -> str:
-    """Return a file's SHA-256 as hexadecimal digits."""
+    """Return the SHA-256 of a file, or of the list of a folder's files, as hexadecimal digits."""
+    if path.is_dir():
+        return hashlib.sha256(list_checksums(path).encode()).hexdigest()
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(2**20):

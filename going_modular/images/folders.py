@@ -1,6 +1,8 @@
 """Folders of images: which files count, what is passed over, and which classes there are."""
 
 import copy
+import hashlib
+import json
 import os
 import unicodedata
 from collections import Counter
@@ -88,6 +90,23 @@ class PhotoFolder(ImageFolder):
         images, classes = len(self.samples), len(self.classes)
         counted = f"{images} image{'s' * (images != 1)} in {classes} class{'es' * (classes != 1)}"
         return "; ".join(filter(None, (counted, describe(self.listing.passed_over))))
+
+    def fingerprint(self) -> str:
+        """Count, size and a hash of the images, by their paths in the folder and their sizes.
+
+        A copy of the folder, or the folder under another name, has the same fingerprint.
+        So has a folder in which an image was replaced by another of as many bytes.
+        """
+        paths = [Path(name) for name, _ in self.samples]
+        files = sorted(
+            (
+                unicodedata.normalize("NFC", path.relative_to(self.root).as_posix()),
+                path.stat().st_size,
+            )
+            for path in paths
+        )
+        digits = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+        return f"{len(files)} files, {sum(size for _, size in files):,} bytes ({digits})"
 
 
 def list_images(root: Path) -> Listing:

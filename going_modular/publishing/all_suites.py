@@ -45,7 +45,7 @@ SUITES = {
     "unit tests": [*WITH_COVERAGE, "tests"],
     "the series under nbval": [*NBVAL, "notebooks"],
     "solutions under nbval": [*NBVAL, "notebooks/solutions"],
-    "ViT-L of three libraries": ["-m", "slow", "tests/test_peers.py"],
+    "large ViTs of three libraries": ["-m", "slow", "tests/test_peers.py"],
     "exercises, slow": ["-m", "slow", "tests/test_exercises.py"],
     "long notebooks": ["-m", "slow", "tests/test_notebooks.py"],
     "links to other hosts": ["-m", "slow", "tests/test_texts.py"],

@@ -29,8 +29,8 @@ from going_modular.utils import (
     remove_unfinished,
 )
 
-KEYS = {"run", "model", "optimizer", "method", "random", "progress"}  # of a checkpoint
-FORMAT = 2  # of the file. Format 1 had no number, and `train` noted no images in it.
+KEYS = {"format", "run", "model", "optimizer", "method", "random", "progress"}
+FORMAT = 1  # of the file; a newer one has a larger number
 REMEDY = "Move or delete it to start again, or choose another folder (--output of train)"
 
 
@@ -192,20 +192,13 @@ def problem_of(state: Any) -> str:
     """What is wrong with the content of a file, in words; "" for a checkpoint."""
     if not isinstance(state, dict):
         return f"it holds a {type(state).__name__}"
-    number = state.get("format", 1)
-    if isinstance(number, int) and number > FORMAT:
+    if state.get("format", FORMAT) != FORMAT:
         return (
-            f"a newer version of this package wrote it (format {number}; this version reads "
-            f"format {FORMAT}). Update the package to go on with it"
+            f"a newer version of this package wrote it (format {state['format']}; this version "
+            f"reads format {FORMAT}). Update the package to go on with it"
         )
-    if missing := KEYS - state.keys():
-        return f"it has no entry {', '.join(sorted(missing))}"
-    if number != FORMAT:
-        return (
-            f"an older version of this package wrote it (format {number}; this version reads "
-            f"format {FORMAT}). Only that version can go on with it"
-        )
-    return ""
+    missing = ", ".join(sorted(KEYS - state.keys()))
+    return f"it has no entry {missing}" if missing else ""
 
 
 def difference(name: str, there: Any, here: Any) -> str:

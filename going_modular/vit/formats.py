@@ -1,7 +1,7 @@
 """The tensors in anybody's file or folder of weights.
 
-What a file is, its first bytes say, not its ending. Reading runs no code from it: of a
-pickle, PyTorch builds tensors, plain types and what `HARMLESS` lists, and nothing else.
+The first bytes of a file say what it is; its ending does not matter. Reading runs no code
+from it: of a pickle, PyTorch builds tensors, plain types and what `HARMLESS` lists.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def kind_of(path: Path) -> str:
-    """ "safetensors", "npz" or "pickle", from the first bytes of a file.
+    """The format of a file, from its first bytes: "safetensors", "npz" or "pickle".
 
     Raises:
         ValueError: if it is none of these.
@@ -144,20 +144,23 @@ def read_pickle(path: Path) -> Any:
         with torch.serialization.safe_globals(HARMLESS), path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        classes = ", ".join(unknown_classes(path)[:5])
+        reason = f"reading it would run code, for {classes}"
+        if not classes:
+            reason = f"it is damaged, or {reason}objects that are not tensors"
         raise ValueError(
-            f"reading it would run code, for {classes_in(path)}. Nothing was run. Where the "
-            "file was made, save the tensors alone: torch.save(model.state_dict(), ...)"
+            f"{reason}. Nothing was run. Where the file was made, save the tensors alone: "
+            "torch.save(model.state_dict(), ...)"
         ) from error
 
 
-def classes_in(path: Path) -> str:
-    """The classes for which `read_pickle` refuses a file, in words."""
+def unknown_classes(path: Path) -> list[str]:
+    """The classes for which `read_pickle` refuses a file; empty if the file hides them."""
     try:
         with torch.serialization.safe_globals(HARMLESS):
-            found = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception:  # an old or a damaged file does not tell them
-        found = []
-    return ", ".join(sorted(found)[:5]) or "objects that are not tensors"
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    except Exception:  # an old or a damaged file
+        return []
 
 
 def find_tensors(content: Mapping[str, Any]) -> tuple[Tensors, list[str]]:
@@ -167,7 +170,7 @@ def find_tensors(content: Mapping[str, Any]) -> tuple[Tensors, list[str]]:
     words before each name, as "module." of `DistributedDataParallel`.
 
     Returns:
-        The tensors by name, and in words what was taken off.
+        The tensors by name, and a remark on each thing that was left out.
 
     Raises:
         ValueError: if there are none, or those of several models.
@@ -186,12 +189,12 @@ def find_tensors(content: Mapping[str, Any]) -> tuple[Tensors, list[str]]:
             f"it holds several models, under {where}: save the one that you want alone"
         )
     ((keys, tensors),) = found
-    said = [f"the tensors are those under {'.'.join(keys)}"] if keys else []
+    remarks = [f"the tensors are those under {'.'.join(keys)}"] if keys else []
     shorter, prefix = without_prefix(tensors)
     if count_known(shorter) > count_known(tensors):
         tensors = shorter
-        said.append(f'"{prefix}" before each name was left out')
-    return {name: torch.as_tensor(values) for name, values in tensors.items()}, said
+        remarks.append(f'"{prefix}" before each name was left out')
+    return {name: torch.as_tensor(values) for name, values in tensors.items()}, remarks
 
 
 def nested_tensors(

@@ -21,8 +21,8 @@ GELUS = {
     "gelu_fast": "tanh",
     "gelu_pytorch_tanh": "tanh",
 }
-# Their name of a number in config.json, and the field of `ViTConfig`
-SIZES = {
+# What config.json calls them, and the field of `ViTConfig`
+FIELDS = {
     "num_attention_heads": "num_heads",
     "layer_norm_eps": "layer_norm_eps",
     "image_size": "image_size",
@@ -41,24 +41,26 @@ class Hints:
 def hints_beside(path: Path, tensors: Tensors) -> Hints:
     """What config.json and preprocessor_config.json say of weights in their folder.
 
-    A config.json of another width is of another model, and does not count.
+    A config.json of another width is of another model. A remark says that it does not count.
 
     Raises:
         ValueError: if such a file is damaged, or tells of a model that is no plain ViT.
     """
     folder = path if path.is_dir() else path.parent
     config = read_json(folder / "config.json")
-    width = config.get("hidden_size") or config.get("num_features")
-    if not config or width not in {size for tensor in tensors.values() for size in tensor.shape}:
+    width = config.get("hidden_size", config.get("num_features"))
+    if width is None:  # of no model
         return Hints()
-    options = {ours: config[theirs] for theirs, ours in SIZES.items() if theirs in config}
+    if not any(width in tuple(tensor.shape) for tensor in tensors.values()):
+        return Hints(remarks=[f"config.json tells of another model, of width {width}: not used"])
+    options = {ours: config[theirs] for theirs, ours in FIELDS.items() if theirs in config}
     if isinstance(options.get("image_size"), list):
         options["image_size"] = tuple(options["image_size"])
     if "hidden_act" in config:
-        if config["hidden_act"] not in GELUS:
+        if str(config["hidden_act"]) not in GELUS:
             raise ValueError(f"its config.json tells of {config['hidden_act']!r}, not of a GELU")
         options["gelu"] = GELUS[config["hidden_act"]]
-    colors = read_json(folder / "preprocessor_config.json") or config.get("pretrained_cfg", {})
+    colors = read_json(folder / "preprocessor_config.json") or config.get("pretrained_cfg")
     remarks = [f"config.json tells {', '.join(f'{n}={v}' for n, v in options.items())}"]
     return Hints(options, normalization_in(colors), remarks if options else [])
 
@@ -76,12 +78,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def normalization_in(colors: dict[str, Any]) -> Normalization | None:
+def normalization_in(colors: Any) -> Normalization | None:
     """The colors that a preprocessor_config.json or timm's pretrained_cfg tells, if any.
 
     Raises:
         ValueError: if they are not three numbers each.
     """
+    if not isinstance(colors, dict):
+        return None
     if colors.get("do_normalize") is False:
         return Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     for names in (("image_mean", "image_std"), ("mean", "std")):

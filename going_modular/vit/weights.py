@@ -64,16 +64,15 @@ def load_vit(
     """
     if isinstance(weights, str | Path):
         weights = read_weights(weights)
-    stored = weights if isinstance(weights, StoredWeights) else None
-    tensors = weights.tensors if isinstance(weights, StoredWeights) else weights
-    config = stored.config if stored else None
-    told: dict[str, Any] = (stored.options if stored else {}) | overrides
+    if not isinstance(weights, StoredWeights):
+        naming = naming_of(weights)
+        weights = StoredWeights("these weights", weights, naming, naming.normalization)
+    config, tensors = weights.config, weights.tensors
+    known = weights.options | overrides
+    remarks = list(weights.remarks)
     if config is None:
-        config = config_from_state_dict(tensors, **told)
-        for remark in stored.remarks if stored else []:
-            print(f"{stored.file_name}: {remark}")
-        if doubt := doubt_of_heads(tensors, config, told):
-            print(f"{stored.file_name if stored else 'These weights'}: {doubt}")
+        config = config_from_state_dict(tensors, **known)
+        remarks += doubt_of_heads(weights.naming, config, known)
     vit = ViT(replace(config, **overrides))
     keeps_head = head and vit.config.num_classes == config.num_classes
     load_weights(
@@ -82,36 +81,33 @@ def load_vit(
         head=keeps_head,
         interpolate=True,
         grid=config.grid,
-        layer_norm_eps=told.get("layer_norm_eps"),
+        layer_norm_eps=known.get("layer_norm_eps"),
     )
     if keeps_head and config.num_classes and not vit.head.weight.any():
-        print(
-            f"{stored.file_name if stored else 'These weights'}: the head is all zero, so it "
-            "knows nothing yet: all classes are equally likely"
+        remarks.append(
+            "the head is all zero, so it knows nothing yet: all classes are equally likely"
         )
+    for remark in remarks:
+        print(f"{weights.file_name}: {remark}")
     return vit.eval()
 
 
-def doubt_of_heads(tensors: Tensors, config: ViTConfig, told: Mapping[str, Any]) -> str:
-    """In words, why a number of heads may be wrong; "" if it is known.
-
-    No shape shows the heads, except in JAX's files.
-    """
-    naming, D = naming_of(tensors), config.embedding_dim
-    if naming.jax or "num_heads" in told:
-        return ""
+def doubt_of_heads(naming: Naming, config: ViTConfig, known: Mapping[str, Any]) -> list[str]:
+    """A remark if the number of heads is a guess. No shape shows it, except in JAX's files."""
+    D = config.embedding_dim
+    if naming.jax or "num_heads" in known:
+        return []
     if D in PUBLISHED_HEADS and (naming.title != TIMM.title or D not in SEVERAL_HEADS):
-        return ""
+        return []
     reason = (
         f"as most published ViTs with D = {D} have"
         if D in PUBLISHED_HEADS
         else "one for every 64 of D"
     )
-    return (
-        f"{config.num_heads} heads are a guess, {reason}, because nothing in the file tells "
-        f"them. With another number, the ViT computes something else: num_heads=, or train's "
-        "--num-heads, sets it"
-    )
+    return [
+        f"{config.num_heads} heads are a guess, {reason}. With another number, the ViT computes "
+        "something else: num_heads=, or --num-heads of train, sets it"
+    ]
 
 
 def normalization_of(weights: str | Path | Tensors) -> Normalization:
