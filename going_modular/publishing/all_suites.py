@@ -10,6 +10,7 @@ may list folders of ready ones, separated as in PATH.
 """
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -78,8 +79,9 @@ class Row:
         return f"| {self.suite} | {counts} | {self.minutes:.1f} | {self.run} |"
 
 
+@functools.cache  # the pages that a run writes are no change of what it tests
 def this_run() -> str:
-    """The day and the commit of a run."""
+    """The day and the commit of a run, when it began."""
     git = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(git, cwd=project_path(""), capture_output=True, text=True)
     return f"{time.strftime('%Y-%m-%d')}, {commit.stdout.strip()}"
@@ -294,11 +296,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         BUILD.mkdir(exist_ok=True)
         if keep:
             COVERAGE.unlink(missing_ok=True)  # an older run's must not reach the page
-        results = {suite: row_of(suite) for suite in only or [*SUITES, TYPES]}
-        rows = [row for row in results.values() if row]
+        this_run()
+        rows, not_run = [], []
+        for suite in only or [*SUITES, TYPES]:
+            if row := row_of(suite):
+                rows.append(row)
+            else:
+                not_run.append(suite)
+            if keep:  # now, so that a run that is stopped keeps what it has
+                write_pages(rows, not_run)
         print(table_of(rows))
-        if keep:
-            write_pages(rows, [suite for suite, row in results.items() if not row])
     sys.exit(any(row.failed for row in rows))
 
 
