@@ -19,6 +19,8 @@ from going_modular.utils import command_path, errors_in_one_line, expand_home, g
 from going_modular.vit.files import read_classifier
 from going_modular.vit.fonts import drawable_names
 
+MOST_SHOWN = 10  # classes
+
 
 class Prediction(NamedTuple):
     """The most probable class, its probability, and those of all classes."""
@@ -26,6 +28,13 @@ class Prediction(NamedTuple):
     label: str
     probability: float
     probabilities: dict[str, float]
+
+    def shown(self) -> dict[str, float]:
+        """The probabilities of all classes in their order; of many, only the highest ones."""
+        if len(self.probabilities) <= MOST_SHOWN:
+            return self.probabilities
+        falling = sorted(self.probabilities.items(), key=lambda item: -item[1])
+        return dict(falling[:MOST_SHOWN])
 
 
 @torch.inference_mode()
@@ -92,20 +101,22 @@ def plot_prediction(image: Image.Image, prediction: Prediction) -> plt.Figure:
     )
     left.imshow(image)
     left.set_axis_off()
-    labels = drawable_names(list(prediction.probabilities))
-    drawn = dict(zip(prediction.probabilities, labels, strict=True))
+    shown = prediction.shown()
+    drawn = dict(zip(shown, drawable_names(list(shown)), strict=True))
     title = f"{drawn[prediction.label]}, {prediction.probability:.0%}"
     left.set_title(title, parse_math=False)  # a dollar sign in a name is no formula
-    names = list(prediction.probabilities)[::-1]  # the first class on top
+    names = list(shown)[::-1]  # the first class on top
     rows = range(len(names))
-    bars = right.barh(rows, [prediction.probabilities[name] for name in names])
+    bars = right.barh(rows, [shown[name] for name in names])
     right.set_yticks(rows, [drawn[name] for name in names], parse_math=False)
     for bar, name in zip(bars, names, strict=True):
         bar.set_alpha(1.0 if name == prediction.label else 0.35)
     right.bar_label(bars, fmt="{:.1%}", padding=4)
     right.set_xlim(0, 1.2)  # room for the labels
     right.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
-    right.set_title("probability of each class")
+    K = len(prediction.probabilities)
+    hidden = K > len(shown)
+    right.set_title(f"the {len(shown)} highest of {K}" if hidden else "probability of each class")
     right.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -148,8 +159,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figure.savefig(path)
         plt.close(figure)
     print(prediction.label)
-    for name, probability in prediction.probabilities.items():
+    shown = prediction.shown()
+    for name, probability in shown.items():
         print(f"  {probability:6.1%}  {name}")
+    if more := len(prediction.probabilities) - len(shown):
+        print(f"  and {more} other classes, which are less probable")
     print(f"picture: {path}")
 
 

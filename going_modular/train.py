@@ -3,14 +3,15 @@
 import argparse
 import hashlib
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.utils.data import Subset, TensorDataset
 
@@ -125,6 +126,34 @@ def output_folder(options: argparse.Namespace, train_dir: Path) -> Path:
     return project_path("build/training") / "-".join(words).replace("/", "-")
 
 
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; two would overwrite each other's files.
+
+    The lock is the hidden file `.run.lock`. The system unlocks it if a process is killed.
+
+    Raises:
+        OSError: if another run is there, or the folder cannot be written to.
+    """
+    lock = FileLock(folder / ".run.lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise OSError(
+            f"another run is writing to {folder}: wait for it, or choose another folder with "
+            "--output"
+        ) from error
+    except OSError as error:
+        raise OSError(
+            f"{folder} cannot be written to ({error.strerror}): choose another folder with --output"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def checkpoint_of(
     path: Path,
     options: argparse.Namespace,
@@ -185,42 +214,43 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
     folder = output_folder(options, train_dir)
     precision = options.precision or best_precision(device)
     is_first = process_rank() == 0
-    log = Log(folder) if is_first else None
     if is_first:
         print(
             f"{len(train_images)} to train on, {len(test_images)} {test_name} images, "
             f"{len(class_names)} classes; {count_parameters(vit):,} parameters, {origin}"
         )
-    set_seeds(options.seed + process_rank())  # dropout differs between processes
-    tensors, results = fit(
-        vit,
-        recipe,
-        augment(train_images, recipe, size, options.seed, normalization),
-        test_images,
-        len(class_names),
-        device=device,
-        seed=options.seed,
-        accumulate=options.accumulate,
-        precision=precision,
-        sharding=options.sharding,
-        num_workers=options.workers,
-        progress=is_first,
-        test_name=test_name,
-        checkpoint=checkpoint_of(
-            folder / "checkpoint.pt", options, recipe, vit, train_folder, test_folder, precision
-        ),
-        on_epoch=log and log.on_epoch,
-    )
-    if is_first:
-        vit = ViT(vit.config)
-        vit.load_state_dict(tensors)
-        path = folder / "vit.safetensors"
-        write_vit(vit, path, normalization=normalization, class_names=class_names)
-        accuracy, count = results["test_acc"][-1], len(test_images)
-        print(
-            f"{test_name} accuracy {accuracy:.4f} ({round(accuracy * count)} of "
-            f"{count}), loss {results['test_loss'][-1]:.4f} · weights: {path}"
+    with only_run_in(folder) if is_first else nullcontext():
+        log = Log(folder) if is_first else None
+        set_seeds(options.seed + process_rank())  # dropout differs between processes
+        tensors, results = fit(
+            vit,
+            recipe,
+            augment(train_images, recipe, size, options.seed, normalization),
+            test_images,
+            len(class_names),
+            device=device,
+            seed=options.seed,
+            accumulate=options.accumulate,
+            precision=precision,
+            sharding=options.sharding,
+            num_workers=options.workers,
+            progress=is_first,
+            test_name=test_name,
+            checkpoint=checkpoint_of(
+                folder / "checkpoint.pt", options, recipe, vit, train_folder, test_folder, precision
+            ),
+            on_epoch=log and log.on_epoch,
         )
+        if is_first:
+            vit = ViT(vit.config)
+            vit.load_state_dict(tensors)
+            path = folder / "vit.safetensors"
+            write_vit(vit, path, normalization=normalization, class_names=class_names)
+            accuracy, count = results["test_acc"][-1], len(test_images)
+            print(
+                f"{test_name} accuracy {accuracy:.4f} ({round(accuracy * count)} of "
+                f"{count}), loss {results['test_loss'][-1]:.4f} · weights: {path}"
+            )
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:

@@ -149,3 +149,20 @@ def test_the_page_of_coverage_names_the_least_covered_first():
     rows = [line for line in page.splitlines() if ".py" in line]
     assert rows[0] == "| m.py | 12 of 40 | 70% |"
     assert [row[2] for row in rows] == list("mlkjihgfed")
+
+
+def test_the_page_of_faults_has_a_table_for_each_kind(tmp_path):
+    (tmp_path / "faults.xml").write_text(
+        "<testsuites><testsuite>"
+        '<testcase classname="tests.faults.test_downloads" name="x" time="1.25"><properties>'
+        '<property name="fault" value="403"/><property name="said" value="a | b"/>'
+        "</properties></testcase>"
+        '<testcase classname="tests.faults.test_images" name="y" time="0"><failure/></testcase>'
+        '<testcase classname="tests.faults.test_images" name="z" time="0">'
+        '<skipped message="no disk"/></testcase>'
+        "</testsuite></testsuites>"
+    )
+    page = all_suites.faults_page(tmp_path / "faults.xml", "2026-01-01, abc")
+    assert "## Downloads" in page and page.count("## Images") == 1
+    assert "| 403 | a \\| b | 1.2 |" in page
+    assert "| y | **failed** | 0.0 |" in page and "| z | not run: no disk | 0.0 |" in page

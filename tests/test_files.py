@@ -363,5 +363,31 @@ def test_random_bytes_never_end_in_another_error(path):
 def test_too_large_for_memory_is_a_word_not_a_traceback(path):
     vit = tiny_vit(pos_embedding="none")
     write_vit(vit, path)
-    rewrite_config(path, image_size=8 * 10**7)  # 10^14 positions, which are not stored
+    rewrite_config(path, image_size=10**6)  # 10^14 positions, which are not stored
     is_refused(path, "not enough memory", read=[read_vit])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"embedding_dim": 2**61 - 1},  # a prime number: to look for its divisors takes years
+        {"image_size": 10**18, "patch_size": 10**18 - 1},
+        {"layer_norm_eps": 10**400},
+        {"dropout": -(10**400)},
+    ],
+)
+def test_a_configuration_of_absurd_numbers_is_refused_at_once(path, fields):
+    rewrite_config(path, **fields)
+    is_refused(path, "damaged", "intact copy")
+
+
+@pytest.mark.parametrize("numbers", ["1" + "0" * 400, "Infinity", "-1e999"])
+def test_colors_that_no_float_holds(path, numbers):
+    rewrite(path, normalization=f'{{"mean": [0, 0, {numbers}], "std": [1, 1, 1]}}')
+    is_refused(path, "damaged", "three numbers")
+
+
+def test_weights_that_are_too_large_for_memory_are_refused_by_load_vit_too(path):
+    write_vit(tiny_vit(pos_embedding="none"), path)
+    rewrite_config(path, image_size=10**6)  # a terabyte of positions, which are not stored
+    is_refused(path, "not enough memory", read=[load_vit])

@@ -295,3 +295,48 @@ def test_a_head_that_knows_nothing_is_said(tmp_path, capsys):
     load_vit(tmp_path / "21k.npz", head=False)
     load_vit(to_jax(tiny_vit()))
     assert capsys.readouterr().out == ""
+
+
+# What no ViT holds
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.array(["a", "b"]), np.array([b"ab"]), np.zeros(2, "V4"), np.zeros(2, "M8[s]")],
+    ids=lambda array: str(array.dtype),
+)
+def test_arrays_of_no_numbers_are_named(tmp_path, array):
+    np.savez(tmp_path / "x.npz", **to_jax(tiny_vit()), extra=array)
+    with pytest.raises(ValueError, match=r"x\.npz is not a ViT .*: extra holds .*, not numbers"):
+        read_weights(tmp_path / "x.npz")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.zeros(5, 24).to_sparse(),
+        lambda: torch.zeros(5, 24, device="meta"),
+        lambda: torch.nested.nested_tensor([torch.zeros(3), torch.zeros(5)]),
+    ],
+    ids=["sparse", "meta", "nested"],
+)
+def test_tensors_without_all_their_numbers_are_named(tmp_path, make):
+    refused({**to_timm(tiny_vit()), "head.weight": make()}, tmp_path / "x.pth", "head.weight")
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ('{"weight_map": {"a": 5}}', ValueError, "no file of its folder: 5"),
+        ('{"weight_map": {"a": "../x"}}', ValueError, "no file of its folder: '../x'"),
+        ("[" * 99_999, ValueError, "is damaged: expected JSON"),
+        ('{"weight_map": {"a": "' + "x" * 300 + '"}}', FileNotFoundError, "no file of weights"),
+        ('{"weight_map": {"a": "x\\u0000"}}', FileNotFoundError, "no file of weights"),
+    ],
+)
+def test_a_list_of_parts_that_names_no_part(tmp_path, text, error, words):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(error, match=words):
+        read_weights(tmp_path)

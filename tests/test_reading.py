@@ -2,14 +2,16 @@
 
 import random
 import struct
+import subprocess
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from going_modular import data_setup, predictions
-from going_modular.images.reading import load_image
+from going_modular.images.reading import damage_of, is_image, load_image, readable_endings
 
 
 def same_picture(a, b, tolerance=0):
@@ -276,3 +278,43 @@ def test_a_damaged_file_is_read_or_named(picture, tmp_path, ending):
             named += 1
             assert str(error).startswith(f"{path} cannot be read as a picture")
     assert named > 0
+
+
+def test_a_file_that_is_a_program_is_not_run(picture, tmp_path, monkeypatch):
+    """Pillow would start Ghostscript for an EPS file, whatever its name."""
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *words, **_: started.append(words))
+    picture.save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match=r"a\.jpg cannot .*\(an EPS file is a program"):
+        load_image(tmp_path / "a.jpg")
+    assert "is a program" in damage_of(tmp_path / "a.jpg")
+    assert not is_image(tmp_path / "a.jpg") and ".eps" not in readable_endings()
+    assert not started
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_a_tiff_without_compression_is_turned_as_others_are(picture, tmp_path, mode, orientation):
+    """Pillow 11 and 12 decode it wrong if they may map the file into memory."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for compression in ("raw", "tiff_lzw"):
+        path = tmp_path / f"{compression}.tiff"
+        picture.convert(mode).save(path, exif=exif, compression=compression)
+    raw, packed = load_image(tmp_path / "raw.tiff"), load_image(tmp_path / "tiff_lzw.tiff")
+    assert raw.size == (30, 40) and same_picture(raw, packed)
+    with Image.open(tmp_path / "raw.tiff") as opened:
+        assert same_picture(load_image(opened), packed)
+        assert Path(opened.filename) == tmp_path / "raw.tiff"
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa"])
+def test_colors_that_are_multiplied_by_their_opacity_are_laid_on_white(mode):
+    half = Image.new(mode, (2, 2), (50, 128) if mode == "La" else (50, 50, 50, 128))
+    assert same_picture(load_image(half), Image.new("RGB", (2, 2), (177,) * 3), tolerance=1)
+
+
+def test_a_picture_in_lab_has_no_transparency():
+    lab = Image.new("LAB", (2, 2), (0, 0, 0))
+    assert same_picture(load_image(lab), lab.convert("RGB"))

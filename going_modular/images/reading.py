@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from going_modular.utils import project_path
 
@@ -18,6 +18,8 @@ else:
 
 # Formats that Pillow recognizes but does not decode: weather data, HDF5, films, drawings
 HEADERS_ONLY = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
+# Formats whose files are programs: Pillow would start Ghostscript, which runs them
+PROGRAMS = {"EPS"}
 # How to turn a picture upright, by its EXIF orientation. 1 is upright already.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -85,9 +87,9 @@ def damage_of(path: str | Path) -> str:
 
 
 def readable_formats() -> list[str]:
-    """The formats that Pillow, with its plugins, can open and decode."""
+    """The formats that Pillow, with its plugins, can open and decode without running them."""
     Image.init()
-    return [name for name in Image.OPEN if name not in HEADERS_ONLY]
+    return [name for name in Image.OPEN if name not in HEADERS_ONLY | PROGRAMS]
 
 
 def readable_endings() -> set[str]:
@@ -111,12 +113,16 @@ def is_image(path: str | Path) -> bool:
 
 def to_upright_rgb(image: Image.Image) -> Image.Image:
     """Return a picture that Pillow has opened, upright and in RGB; see `load_image`."""
+    if image.format in PROGRAMS:
+        raise ValueError(f"an {image.format} file is a program, which is not run")
     turn = TURNS.get(read_orientation(image))
     if turn is not None:
         image = image.transpose(turn)
     if image.mode == "F" or image.mode.startswith("I"):
         image = to_8_bits(image)
-    if "A" in image.getbands() or "transparency" in image.info:
+    if image.mode in ("La", "RGBa"):  # colors that are multiplied by their opacity
+        image = image.convert(image.mode.upper())
+    if image.mode.endswith("A") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
@@ -127,11 +133,27 @@ def to_upright_rgb(image: Image.Image) -> Image.Image:
 
 def read_orientation(image: Image.Image) -> int:
     """Return a picture's EXIF orientation, or 1 where there is none that can be read."""
-    image.load()  # may turn a TIFF by itself, and then removes its orientation
+    decode(image)  # may turn a TIFF by itself, and then removes its orientation
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # EXIF data that are no EXIF data
         return 1
+
+
+def decode(image: Image.Image) -> None:
+    """Decode a picture that Pillow has opened, without telling Pillow the name of its file.
+
+    If Pillow knows the name, it maps a file without compression into memory. Pillow 11 and
+    12 then take the height of a TIFF for its width if its orientation exchanges the two.
+    """
+    if isinstance(image, ImageFile.ImageFile):
+        filename, image.filename = image.filename, ""
+        try:
+            image.load()
+        finally:
+            image.filename = filename
+    else:
+        image.load()
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:

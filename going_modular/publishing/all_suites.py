@@ -1,8 +1,8 @@
 """Run all suites of tests, one after the other: `make test-all`.
 
-Their results go to docs/results/test_all.md and docs/results/coverage.md. With `--only`
-some suites run, and the pages stay as they are; with `--keep` as well, the rows of these
-suites are new and all others stay, so that a long run can be had in parts.
+Their results go to docs/results: test_all.md, coverage.md and faults.md. With `--only` some
+suites run, and the pages stay as they are; with `--keep` as well, the rows of these suites
+are new and all others stay, so that a long run can be had in parts.
 
 A suite runs in this environment, in one with the oldest PyTorch, or in one of another
 Python. build/ holds the environments of other Pythons; the variable TEST_ENVIRONMENTS
@@ -55,6 +55,7 @@ SUITES = {
     "book and demo in a browser": [*SLOW_TOO, "tests/test_book.py", "tests/test_demo.py"],
     "the package as a wheel": ["-m", "slow", "tests/test_wheel.py"],
     "all notebooks alone": ["-m", "slow", "tests/test_hosted.py"],
+    "faults": ["-m", "slow", "tests/faults"],
 }
 SUITES |= {f"Python {version}": [*NBVAL, "tests", *FIRST_NOTEBOOKS] for version in OTHER_PYTHONS}
 TYPES = "types, by file"  # runs mypy instead of pytest
@@ -175,6 +176,11 @@ def run_types() -> Row:
     return Row(TYPES, passed, failed, 0, minutes)
 
 
+def report_of(suite: str) -> Path:
+    """The file for pytest's report on a suite."""
+    return BUILD / f"{suite.replace(' ', '_').replace(',', '')}.xml"
+
+
 def run_suite(suite: str) -> Row | None:
     """Run a suite; None, and a line, if this machine has no interpreter for it.
 
@@ -189,7 +195,7 @@ def run_suite(suite: str) -> Row | None:
     if python is None:
         print(f"== {suite}: skipped, this machine has no such interpreter", flush=True)
         return None
-    report = BUILD / f"{suite.replace(' ', '_').replace(',', '')}.xml"
+    report = report_of(suite)
     environment = {
         "FOODVISION_SOURCE": "synthetic",
         "FOODVISION_SIZE": "smoke",
@@ -263,6 +269,31 @@ def coverage_page(report: dict) -> str:
     )
 
 
+def faults_page(report: Path, run: str) -> str:
+    """What pytest's report on tests/faults says of each fault, in Markdown."""
+    lines, kind = [], ""
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        found = {each.get("name"): each.get("value", "") for each in case.iter("property")}
+        fault, said = found.get("fault", case.get("name")), found.get("said", "")
+        if case.find("failure") is not None or case.find("error") is not None:
+            said = "**failed**"
+        elif (skipped := case.find("skipped")) is not None:
+            said = f"not run: {skipped.get('message')}"
+        if kind != (kind := case.get("classname", "").rpartition(".test_")[2]):
+            lines += [f"\n## {kind.capitalize()}\n", "| fault | result | seconds |"]
+            lines += ["| --- | --- | --- |"]
+        said = said.replace("|", "\\|").replace("<", "&lt;")
+        lines.append(f"| {fault} | {said} | {float(case.get('time', 0)):.1f} |")
+    return (
+        "# Faults\n\n"
+        "Each row is something that goes wrong, which a test in `tests/faults` makes happen. The "
+        "result is what the command, the page or the test says then. The test also checks that "
+        "nothing is lost or half-written, and that the next run works. `…` stands for a folder.\n\n"
+        f"Measured on {run}, {os.cpu_count()} cores, by `python -m "
+        "going_modular.publishing.all_suites --keep --only faults`.\n" + "\n".join(lines) + "\n"
+    )
+
+
 def write_pages(rows: list[Row], not_run: list[str]) -> None:
     """Write results into docs/results; suites that did not run keep their rows.
 
@@ -283,6 +314,10 @@ def write_pages(rows: list[Row], not_run: list[str]) -> None:
     if COVERAGE.is_file():
         report = json.loads(COVERAGE.read_text(encoding="utf-8"))
         (RESULTS / "coverage.md").write_text(coverage_page(report), encoding="utf-8")
+    for row in rows:
+        if row.suite == "faults" and report_of(row.suite).is_file():
+            page = faults_page(report_of(row.suite), row.run)
+            (RESULTS / "faults.md").write_text(page, encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -7,9 +7,10 @@ Only this machine can reach the server, and the page asks no other host.
 """
 
 import argparse
+import contextlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,9 @@ if TYPE_CHECKING:  # `check_gradio` says whether it is installed
 SMALLEST = 32  # pixels of the shorter side of a picture
 LONGEST = 10  # the longer side of a picture, at most, by the shorter one
 SHARP = 560  # pixels of the longer side of a picture that is drawn, at least
+FILES = 100  # photos and answers on the disk, at most: 4 or more for each prediction
+PAGES = 8  # open pages, at most, whose attention maps stay in memory
+HOSTS = ["127.0.0.1", "localhost"]  # names of this machine
 
 
 def trained_classifier(path: Path) -> tuple[Classifier, ViT, str]:
@@ -85,14 +89,17 @@ def read_picture(picture: str | Path | Image.Image) -> Image.Image:
     """`load_image`, with error messages for the page.
 
     Raises:
-        ValueError: if the file is no picture, or the picture is too small or narrow.
+        ValueError: if the file is gone or no picture, or the picture is too small or narrow.
     """
     try:
         picture = reading.load_image(picture)
+    except FileNotFoundError as error:
+        raise ValueError("This photo was deleted here. Choose it again.") from error
     except ValueError as error:
         raise ValueError(
-            "This file cannot be read as a picture. It is damaged, or its kind is not "
-            "known here (HEIC, SVG). Save it as JPEG or PNG and try again."
+            "This file cannot be read as a picture. It is damaged, it has too many pixels, or "
+            "its kind is not known here (HEIC, SVG). Save it as a JPEG or PNG of the usual "
+            "size and try again."
         ) from error
     shorter, longer = sorted(picture.size)
     if shorter < SMALLEST or longer > LONGEST * shorter:
@@ -113,8 +120,8 @@ def attention_of(maps: torch.Tensor, grid: Grid, layer: int, head: int) -> torch
     """
     if layer == 0:
         return class_attention(attention_rollout(maps), grid)
-    heads = maps[layer - 1]
-    return class_attention(heads[head - 1] if head else heads.mean(dim=0), grid)
+    heads = maps[int(layer) - 1]  # JSON has 1.0 as well
+    return class_attention(heads[int(head) - 1] if head else heads.mean(dim=0), grid)
 
 
 def overlay(image: np.ndarray, attention: torch.Tensor) -> np.ndarray:
@@ -142,7 +149,8 @@ def separate_patches(image: np.ndarray, grid: Grid) -> np.ndarray:
 
 MODEL = """# Try it: what is on the photo?
 **The model:** {}. It knows only **{}**, and cannot say "none of them".
-Your photo stays on this machine, and is deleted when Ctrl-C stops the server."""
+Your photo stays on this machine. The server deletes it when newer ones have come, and at the
+latest when Ctrl-C stops the server."""
 PROBABILITIES = """**How to read it:** the numbers compare these classes and sum to
 100% for any picture. A probability is no certainty: 99% can be wrong."""
 ATTENTION = """**How to read it:** the {} takes most from the brightest patch, and
@@ -166,6 +174,26 @@ def check_gradio() -> None:
         )
 
 
+def preprocess_in_words(preprocess: Callable) -> Callable:
+    """Gradio's `preprocess`, which explains the error where the page would never send such data.
+
+    Gradio alone would print a traceback on the server, and show the page no reason.
+    """
+    import gradio as gr
+
+    async def preprocess_data(*arguments):
+        try:
+            return await preprocess(*arguments)
+        except gr.Error as error:  # it has a reason
+            error.print_exception = False
+            raise
+        except ValueError as error:
+            words = "This request does not fit the page. Reload the page and try again."
+            raise gr.Error(words, print_exception=False) from error
+
+    return preprocess_data
+
+
 def build_page(classifier: Classifier, vit: ViT, description: str) -> "gr.Blocks":
     """The page, ready to launch.
 
@@ -182,15 +210,25 @@ def build_page(classifier: Classifier, vit: ViT, description: str) -> "gr.Blocks
     H, W = config.image_hw
     sharp_size = (SHARP * H // max(H, W), SHARP * W // max(H, W))
 
+    def check(layer, head):
+        if layer not in range(config.num_layers + 1) or head not in range(config.num_heads + 1):
+            raise gr.Error("There is no such layer or head.", print_exception=False)
+
     def show(picture, layer, head):
-        hidden = {verdict: gr.Column(visible=False), pictures: gr.Row(visible=False)}
+        check(layer, head)
+        hidden = {
+            photo: None,  # without a value, Gradio would make a new photo with its own `preprocess`
+            verdict: gr.Column(visible=False),
+            pictures: gr.Row(visible=False),
+            looked: None,
+        }
         if picture is None:  # cleared
             return {message: "", **hidden}
         try:
             picture = read_picture(picture)
             prediction = predict_image(model, picture, class_names, transform, device)
         except ValueError as error:
-            return {photo: None, message: f"**{error}**", **hidden}
+            return {message: f"**{error}**", **hidden}
         image = transform(picture)[None].to(device)  # (1, 3, H, W)
         maps = attention_maps(vit, image)[0].cpu()
         # The same part of the picture with more pixels than the model gets
@@ -207,7 +245,15 @@ def build_page(classifier: Classifier, vit: ViT, description: str) -> "gr.Blocks
             patches: separate_patches(denormalize(image[0], **colors), grid),
         }
 
+    def show_drawn(number, layer, head):
+        dish = dishes[int(number)] if number in range(len(dishes)) else None
+        return show(dish, layer, head)
+
     def light(looked, layer, head):
+        check(layer, head)
+        if looked is None:  # after `PAGES` newer pages, or a new start of the server
+            words = "The server has no picture of this page, or not any more. Choose one again."
+            raise gr.Error(words, print_exception=False)
         view, maps = looked
         lit = overlay(view, attention_of(maps, grid, layer, head))
         return lit, gr.Dropdown(value=head if layer else 0, interactive=layer > 0)
@@ -281,10 +327,9 @@ def build_page(classifier: Classifier, vit: ViT, description: str) -> "gr.Blocks
         chosen = [layer, head]
         answers = [photo, message, verdict, probabilities, pictures, looked, attention, patches]
         gr.on([photo.upload, photo.clear], show, [photo, *chosen], answers)
-        drawn.click(
-            lambda number, *chosen: show(dishes[number], *chosen), [drawn, *chosen], answers
-        )
+        drawn.click(show_drawn, [drawn, *chosen], answers)
         gr.on([layer.input, head.input], light, [looked, *chosen], [attention, head])
+    page.preprocess_data = preprocess_in_words(page.preprocess_data)  # type: ignore
     return page
 
 
@@ -293,6 +338,19 @@ async def forbid_other_hosts(request, call_next):
     answer = await call_next(request)
     answer.headers["Content-Security-Policy"] = "default-src 'self' data: blob: 'unsafe-inline'"
     return answer
+
+
+def delete_oldest(folder: Path, kept: set[Path]) -> None:
+    """Delete all but the newest files in a folder and below, and the folders that this empties.
+
+    Args:
+        kept: files that stay, whatever their age.
+    """
+    files = {path for path in folder.rglob("*") if path.is_file()} - kept
+    for path in sorted(files, key=lambda path: path.stat().st_mtime)[:-FILES]:
+        with contextlib.suppress(OSError):  # the folder is not empty
+            path.unlink()
+            path.parent.rmdir()
 
 
 def serve(classifier: Classifier, vit: ViT, description: str, port: int | None) -> None:
@@ -304,11 +362,20 @@ def serve(classifier: Classifier, vit: ViT, description: str, port: int | None) 
     import gradio as gr
     from starlette.middleware import Middleware
     from starlette.middleware.base import BaseHTTPMiddleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:
-        # Gradio keeps uploaded photos here, until the server stops
+        # Gradio keeps uploaded photos and its answers here, and would delete none
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build_page(classifier, vit, description)
+        examples = set(Path(folder).rglob("*"))
+
+        async def limit_files(request, call_next):
+            answer = await call_next(request)
+            if request.method == "POST":  # a photo, or a question about one
+                delete_oldest(Path(folder), examples)
+            return answer
+
         try:
             _, url, _ = page.launch(
                 server_name="127.0.0.1",
@@ -320,8 +387,14 @@ def serve(classifier: Classifier, vit: ViT, description: str, port: int | None) 
                 css=CSS,
                 footer_links=[],
                 run_history=False,
+                state_session_capacity=PAGES,
                 app_kwargs={
-                    "middleware": [Middleware(BaseHTTPMiddleware, dispatch=forbid_other_hosts)]
+                    "middleware": [
+                        # Another site could give its own name this machine's address
+                        Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS),
+                        Middleware(BaseHTTPMiddleware, dispatch=forbid_other_hosts),
+                        Middleware(BaseHTTPMiddleware, dispatch=limit_files),
+                    ]
                 },
                 quiet=True,
                 prevent_thread_lock=True,

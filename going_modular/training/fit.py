@@ -66,6 +66,7 @@ def fit(
             longer than the training, or weights cannot be sharded: averaged ones, and
             those of SGD without momentum.
         MemoryError: if a GPU has too little for such batches; it says what would fit.
+        ChildProcessError: if a worker that reads images dies.
         FloatingPointError, KeyboardInterrupt: see `engine.train`.
     """
     check_divisible("batch_size", recipe.batch_size, "accumulate", accumulate)
@@ -108,25 +109,34 @@ def fit(
     average = recipes.build_average(model, recipe)
     model = distribute(model, sharding)
     optimizer = recipes.build_optimizer(model, recipe)
-    results = engine.train(
-        model,
-        train_loader,
-        test_loader,
-        optimizer,
-        nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing),
-        epochs,
-        device,
-        method=engine.Method(
-            scheduler=recipes.build_scheduler(optimizer, recipe, epochs * steps_per_epoch),
-            clip_norm=recipe.clip_norm,
-            accumulate=accumulate,
-            precision=precision,
-            mix=recipes.build_mix(recipe, num_classes),
-            average=average,
-        ),
-        test_loss_fn=nn.CrossEntropyLoss(),
-        **options,
-    )
+    try:
+        results = engine.train(
+            model,
+            train_loader,
+            test_loader,
+            optimizer,
+            nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing),
+            epochs,
+            device,
+            method=engine.Method(
+                scheduler=recipes.build_scheduler(optimizer, recipe, epochs * steps_per_epoch),
+                clip_norm=recipe.clip_norm,
+                accumulate=accumulate,
+                precision=precision,
+                mix=recipes.build_mix(recipe, num_classes),
+                average=average,
+            ),
+            test_loss_fn=nn.CrossEntropyLoss(),
+            **options,
+        )
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ChildProcessError(
+            f"a process that reads images has ended: {str(error).splitlines()[0]} The last "
+            "checkpoint is as it was. Give the same command again, with --workers 0 if that "
+            "happens again"
+        ) from error
     trained = model if average is None else average.module
     return full_state_dict(trained), results
 

@@ -1,6 +1,6 @@
 """Every size of a Vision Transformer, and the sizes that have a name."""
 
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ CHOICES = {
     "pool": ("class_token", "mean"),
     "pos_embedding": ("learned_1d", "learned_2d", "sincos_2d", "none"),
 }
+LARGEST = 1_000_000  # of a size: no tensor of the ViT then has more than 2**63 bytes
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class ViTConfig:
             check_probability(name, getattr(self, name))
         for name in CHOICES:
             check_choice(name, getattr(self, name))
-        if not is_number(self.layer_norm_eps) or not 0 < self.layer_norm_eps < math.inf:
+        if not is_number(self.layer_norm_eps) or not 0 < self.layer_norm_eps:
             raise ValueError(f"layer_norm_eps must be a number > 0, got {self.layer_norm_eps!r}")
         object.__setattr__(self, "image_size", parse_image_size(self.image_size))
         for length in self.image_hw:
@@ -122,14 +123,18 @@ def parse_image_size(size: Any) -> int | tuple[int, int]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is an int or a float; True and False are not numbers here."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a value is a finite number that fits a float; True and False are no numbers."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def check_size(name: str, value: Any, least: int = 1) -> None:
-    """Raise `ValueError` unless a size is a whole number of at least `least`."""
+    """Raise `ValueError` unless a size is a whole number from `least` to `LARGEST`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+    if value > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST:,}, got {value:,}")
 
 
 def check_probability(name: str, value: Any) -> None:

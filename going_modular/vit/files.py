@@ -1,7 +1,6 @@
 """Files of weights: our own, which hold all that is needed to use a ViT, and those of others."""
 
 import json
-import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,7 +211,7 @@ def parse_normalization(entry: Any) -> Normalization:
         raise ValueError(f"expected a normalization with mean and std, got {entry!r}")
     for name, values in entry.items():
         is_triple = isinstance(values, list) and len(values) == 3
-        if not is_triple or not all(is_number(v) and math.isfinite(v) for v in values):
+        if not is_triple or not all(map(is_number, values)):
             raise ValueError(f"expected a {name} of three numbers for colors, got {values!r}")
     normalization = Normalization(tuple(entry["mean"]), tuple(entry["std"]))
     if min(normalization.std) <= 0:

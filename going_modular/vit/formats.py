@@ -63,12 +63,13 @@ def parts_of(index: Path) -> list[str]:
     """
     try:
         parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{index.name} is damaged: expected JSON with a weight_map ({error})"
         ) from error
-    if wrong := [part for part in parts if not part or Path(part).name != part]:
-        raise ValueError(f"{index.name} names a file outside its folder: {wrong[0]!r}")
+    for part in parts:
+        if not isinstance(part, str) or not part or Path(part).name != part:
+            raise ValueError(f"{index.name} names what is no file of its folder: {part!r}")
     return parts
 
 
@@ -79,7 +80,7 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is of another kind or damaged, or if reading it would run code.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, it takes a name that is too long
         raise FileNotFoundError(f"there is no file of weights at {path}")
     size = path.stat().st_size
     try:
@@ -194,7 +195,22 @@ def find_tensors(content: Mapping[str, Any]) -> tuple[Tensors, list[str]]:
     if count_known(shorter) > count_known(tensors):
         tensors = shorter
         remarks.append(f'"{prefix}" before each name was left out')
-    return {name: torch.as_tensor(values) for name, values in tensors.items()}, remarks
+    return {name: dense_tensor(name, values) for name, values in tensors.items()}, remarks
+
+
+def dense_tensor(name: str, values: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """An array or a tensor as a tensor that holds all its numbers.
+
+    Raises:
+        ValueError: if it holds texts or dates, or is sparse, nested or without memory.
+    """
+    try:
+        tensor = torch.as_tensor(values)
+    except TypeError as error:
+        raise ValueError(f"{name} holds {values.dtype}, not numbers") from error
+    if tensor.is_nested or tensor.is_meta or tensor.layout != torch.strided:
+        raise ValueError(f"{name} is no dense tensor: it is sparse, nested or without memory")
+    return tensor
 
 
 def nested_tensors(

@@ -82,7 +82,7 @@ def normalization_in(colors: Any) -> Normalization | None:
     """The colors that a preprocessor_config.json or timm's pretrained_cfg tells, if any.
 
     Raises:
-        ValueError: if they are not three numbers each.
+        ValueError: if they are not three numbers each, or a std is not positive.
     """
     if not isinstance(colors, dict):
         return None
@@ -91,6 +91,8 @@ def normalization_in(colors: Any) -> Normalization | None:
     for names in (("image_mean", "image_std"), ("mean", "std")):
         if all(name in colors for name in names):
             mean, std = (three_numbers(name, colors[name]) for name in names)
+            if min(std) <= 0:
+                raise ValueError(f"expected {names[1]} > 0 for colors, got {list(std)}")
             return Normalization(mean, std)
     return None
 

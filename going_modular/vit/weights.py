@@ -18,6 +18,7 @@ from torch import nn
 
 from going_modular.images.transforms import Normalization
 from going_modular.model_builder import ViT, ViTConfig
+from going_modular.training.distributed import print_once
 from going_modular.vit.config import VIT_CONFIGS
 from going_modular.vit.files import StoredWeights, read_weights
 from going_modular.vit.names import (
@@ -73,7 +74,13 @@ def load_vit(
     if config is None:
         config = config_from_state_dict(tensors, **known)
         remarks += doubt_of_heads(weights.naming, config, known)
-    vit = ViT(replace(config, **overrides))
+    config_here = replace(config, **overrides)
+    try:
+        vit = ViT(config_here)
+    except (RuntimeError, MemoryError) as error:  # shapes in a damaged file may be huge
+        raise ValueError(
+            f"there is not enough memory for the ViT of {weights.file_name}, {config_here}"
+        ) from error
     keeps_head = head and vit.config.num_classes == config.num_classes
     load_weights(
         vit,
@@ -88,7 +95,7 @@ def load_vit(
             "the head is all zero, so it knows nothing yet: all classes are equally likely"
         )
     for remark in remarks:
-        print(f"{weights.file_name}: {remark}")
+        print_once(f"{weights.file_name}: {remark}")
     return vit.eval()
 
 
