@@ -121,7 +121,7 @@ class MLPBlock(nn.Module):
         super().__init__()
         self.expand = nn.Linear(embedding_dim, mlp_dim)
         check_choice("gelu", gelu)
-        self.gelu = nn.GELU(approximate="none" if gelu == "exact" else gelu)
+        self.gelu: nn.Module = nn.GELU(approximate="none" if gelu == "exact" else gelu)
         self.contract = nn.Linear(mlp_dim, embedding_dim)
         self.dropout = nn.Dropout(dropout)
         for layer in (self.expand, self.contract):
@@ -202,21 +202,8 @@ class ViT(nn.Module):
             config.pos_embedding, config.grid, D, config.num_class_tokens
         )
         self.dropout = nn.Dropout(config.dropout)
-        blocks = [
-            TransformerEncoderBlock(
-                D,
-                num_heads=config.num_heads,
-                mlp_dim=config.mlp_dim,
-                dropout=config.dropout,
-                attention_dropout=config.attention_dropout,
-                layer_norm_eps=config.layer_norm_eps,
-                gelu=config.gelu,
-                stochastic_depth=config.stochastic_depth * layer / max(L - 1, 1),
-            )
-            for layer in range(L)
-        ]
-        self.encoder = nn.Sequential(*blocks)
-        self.norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
+        self.encoder = nn.Sequential(*(self.build_block(layer) for layer in range(L)))
+        self.norm: nn.Module = nn.LayerNorm(D, eps=config.layer_norm_eps)
         self.representation: nn.Module = nn.Identity()
         self.head: nn.Module = nn.Identity()
         if config.representation_size:
@@ -227,6 +214,20 @@ class ViT(nn.Module):
             self.head = nn.Linear(config.representation_size or D, config.num_classes)
             for parameter in self.head.parameters():
                 nn.init.zeros_(parameter)
+
+    def build_block(self, layer: int) -> TransformerEncoderBlock:
+        """One layer of the encoder, counted from 0."""
+        config = self.config
+        return TransformerEncoderBlock(
+            config.embedding_dim,
+            num_heads=config.num_heads,
+            mlp_dim=config.mlp_dim,
+            dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
+            layer_norm_eps=config.layer_norm_eps,
+            gelu=config.gelu,
+            stochastic_depth=config.stochastic_depth_of(layer),
+        )
 
     def positions(self, grid: tuple[int, int]) -> torch.Tensor:
         """E_pos of equation 1 on a grid of (rows, columns) patches: (1, N+1, D)."""

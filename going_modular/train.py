@@ -38,6 +38,7 @@ from going_modular.utils import (
     replace_unprintable,
     set_seeds,
 )
+from going_modular.vit.descendants import build_vit
 from going_modular.vit.files import read_weights, write_vit
 from going_modular.vit.weights import load_vit
 
@@ -242,7 +243,7 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
             on_epoch=log and log.on_epoch,
         )
         if is_first:
-            vit = ViT(vit.config)
+            vit = build_vit(vit.config)
             vit.load_state_dict(tensors)
             path = folder / "vit.safetensors"
             write_vit(vit, path, normalization=normalization, class_names=class_names)

@@ -12,6 +12,10 @@ Our pretrained ViT:
     pretrain          how it was made, from drawn dishes
     transfer          README and its card: what it is worth on 300 images
 
+Weights of others:
+
+    architectures     docs/results/architectures.md: which of timm's ViTs become ours
+
 Large trainings:
 
     costs             docs/scaling_out.md: memory and hours on many GPUs

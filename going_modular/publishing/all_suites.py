@@ -66,6 +66,14 @@ PARTS = {
 }
 
 
+@functools.cache  # the pages that a run writes are no change of what it tests
+def this_run() -> str:
+    """The day and the commit of a run, when it began."""
+    git = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, cwd=project_path(""), capture_output=True, text=True)
+    return f"{time.strftime('%Y-%m-%d')}, {commit.stdout.strip()}"
+
+
 @dataclass
 class Row:
     """The result of a suite: a row of the page."""
@@ -75,19 +83,11 @@ class Row:
     failed: int
     skipped: int
     minutes: float
-    run: str = field(default_factory=lambda: this_run())
+    run: str = field(default_factory=this_run)
 
     def __str__(self) -> str:
         counts = f"{self.passed} | {self.failed} | {self.skipped}"
         return f"| {self.suite} | {counts} | {self.minutes:.1f} | {self.run} |"
-
-
-@functools.cache  # the pages that a run writes are no change of what it tests
-def this_run() -> str:
-    """The day and the commit of a run, when it began."""
-    git = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, cwd=project_path(""), capture_output=True, text=True)
-    return f"{time.strftime('%Y-%m-%d')}, {commit.stdout.strip()}"
 
 
 def python_of(environment: Path) -> Path:

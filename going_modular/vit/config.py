@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from going_modular.vit.positions import Grid
 
@@ -42,6 +42,8 @@ class ViTConfig:
             clash and what would fit.
     """
 
+    choices: ClassVar[dict[str, tuple[str, ...]]] = CHOICES
+
     image_size: int | tuple[int, int] = 224  # H = W, or (H, W), pixels
     patch_size: int = 16  # P, pixels
     in_channels: int = 3  # C
@@ -66,8 +68,8 @@ class ViTConfig:
             check_size(name, getattr(self, name), least=0)
         for name in PROBABILITIES:
             check_probability(name, getattr(self, name))
-        for name in CHOICES:
-            check_choice(name, getattr(self, name))
+        for name, choices in self.choices.items():
+            check_choice(name, getattr(self, name), choices)
         if not is_number(self.layer_norm_eps) or not 0 < self.layer_norm_eps:
             raise ValueError(f"layer_norm_eps must be a number > 0, got {self.layer_norm_eps!r}")
         object.__setattr__(self, "image_size", parse_image_size(self.image_size))
@@ -103,6 +105,10 @@ class ViTConfig:
     def num_class_tokens(self) -> int:
         """How many tokens come before the patches: 1, or 0 with mean pooling."""
         return 1 if self.pool == "class_token" else 0
+
+    def stochastic_depth_of(self, layer: int) -> float:
+        """The probability that a layer, counted from 0, skips its attention or its MLP."""
+        return self.stochastic_depth * layer / max(self.num_layers - 1, 1)
 
 
 def parse_image_size(size: Any) -> int | tuple[int, int]:

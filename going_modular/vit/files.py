@@ -1,7 +1,7 @@
 """Files of weights: our own, which hold all that is needed to use a ViT, and those of others."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ from going_modular.images.transforms import (
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.utils import atomic_write, project_path
 from going_modular.vit.config import is_number
+from going_modular.vit.descendant_config import config_from
+from going_modular.vit.descendants import build_vit
 from going_modular.vit.formats import find_tensors, read_file, read_folder
 from going_modular.vit.hints import hints_beside
 from going_modular.vit.names import OURS, Naming, Tensors, mismatches, naming_of
@@ -195,9 +197,7 @@ def parse_config(entry: Any) -> ViTConfig:
     """A configuration from what JSON made of it; raises `ValueError` if it is none."""
     if not isinstance(entry, dict):
         raise ValueError(f"expected a configuration as a JSON object, got {entry!r}")
-    if unknown := entry.keys() - {each.name for each in fields(ViTConfig)}:
-        raise ValueError(f"its configuration has unknown fields: {', '.join(sorted(unknown))}")
-    return ViTConfig(**entry)
+    return config_from(entry)
 
 
 def parse_normalization(entry: Any) -> Normalization:
@@ -236,7 +236,7 @@ def check_tensors(tensors: Tensors, config: ViTConfig) -> None:
         raise ValueError(f"it holds {layers} layers, its configuration has {config.num_layers}")
     try:
         with torch.device("meta"):  # without memory: a damaged size may be huge
-            expected = ViT(config).state_dict()
+            expected = build_vit(config).state_dict()
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"PyTorch cannot make tensors for {config}") from error
     if problems := mismatches(tensors, expected):
@@ -258,7 +258,7 @@ def vit_from(stored: StoredWeights) -> ViT:
             "reads the weights of other projects"
         )
     try:
-        vit = ViT(stored.config)
+        vit = build_vit(stored.config)
     except (RuntimeError, MemoryError) as error:
         raise ValueError(
             f"there is not enough memory for the ViT of {stored.file_name}, {stored.config}"

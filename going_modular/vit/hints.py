@@ -1,7 +1,8 @@
 """What the files beside weights tell that no tensor shows.
 
 Hugging Face's `config.json` tells heads, epsilon, GELU and size, and its
-`preprocessor_config.json` the colors. timm's `config.json` tells the colors.
+`preprocessor_config.json` the colors. timm's `config.json` tells the name of the
+architecture, what the head reads, the size of images and the colors.
 """
 
 import json
@@ -21,6 +22,8 @@ GELUS = {
     "gelu_fast": "tanh",
     "gelu_pytorch_tanh": "tanh",
 }
+# timm's names for what the head reads, and ours
+POOLS = {"avg": "mean", "token": "class_token"}
 # What config.json calls them, and the field of `ViTConfig`
 FIELDS = {
     "num_attention_heads": "num_heads",
@@ -60,9 +63,24 @@ def hints_beside(path: Path, tensors: Tensors) -> Hints:
         if str(config["hidden_act"]) not in GELUS:
             raise ValueError(f"its config.json tells of {config['hidden_act']!r}, not of a GELU")
         options["gelu"] = GELUS[config["hidden_act"]]
+    options |= told_by_timm(config)
     colors = read_json(folder / "preprocessor_config.json") or config.get("pretrained_cfg")
     remarks = [f"config.json tells {', '.join(f'{n}={v}' for n, v in options.items())}"]
     return Hints(options, normalization_in(colors), remarks if options else [])
+
+
+def told_by_timm(config: dict[str, Any]) -> dict[str, Any]:
+    """Options that timm's config.json tells: architecture, pooling and image size."""
+    told: dict[str, Any] = {}
+    if isinstance(config.get("architecture"), str):
+        told["architecture"] = config["architecture"]
+    if (pool := POOLS.get(str(config.get("global_pool")))) is not None:
+        told["pool"] = pool
+    pretrained = config.get("pretrained_cfg")
+    size = pretrained.get("input_size") if isinstance(pretrained, dict) else None
+    if isinstance(size, list) and len(size) == 3:
+        told["image_size"] = tuple(size[1:])
+    return told
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Naming:
         A tensor that they have no name for keeps ours: the stem of a hybrid, for example.
         """
         names = self.names(num_layers)
-        if "encoder.{}.attention.q." in self.parts:
+        if "encoder.{}.attention.qkv." not in self.parts:
             tensors = split_qkv(tensors)
         if self.jax:
             tensors = {n: jax_layout(n, t, num_heads) for n, t in tensors.items()}
@@ -99,11 +99,22 @@ def split_qkv(tensors: Tensors) -> Tensors:
 
 
 def fuse_qkv(tensors: Tensors) -> Tensors:
-    """`q`, `k` and `v` -> `qkv`: the inverse of `split_qkv`."""
+    """`q`, `k` and `v` -> `qkv`: the inverse of `split_qkv`.
+
+    Where no layer has a bias for keys, it is zero. A layer without one of the three stays
+    as it is.
+    """
     fused = dict(tensors)
-    for q in [name for name in tensors if ".attention.q." in name]:
-        parts = [fused.pop(q.replace(".q.", f".{letter}.")) for letter in "qkv"]
-        fused[q.replace(".q.", ".qkv.")] = torch.cat(parts)
+    queries = [name for name in tensors if re.match(r"encoder\.\d+\.attention\.q\.", name)]
+    keys = [name.replace(".q.", ".k.") for name in queries]
+    if not any(key.endswith("bias") and key in tensors for key in keys):
+        for q, k in zip(queries, keys, strict=True):
+            if q.endswith("bias"):
+                fused[k] = torch.zeros_like(tensors[q])
+    for q in queries:
+        three = [q.replace(".q.", f".{letter}.") for letter in "qkv"]
+        if all(name in fused for name in three):
+            fused[q.replace(".q.", ".qkv.")] = torch.cat([fused.pop(name) for name in three])
     return fused
 
 
@@ -183,8 +194,51 @@ TIMM = Naming(
         "encoder.{}.mlp.contract.": "blocks.{}.mlp.fc2.",
         "norm.": "norm.",
         "head.": "head.",
+        # Parts of later models, see `descendants`, and what `folding` folds
+        "registers": "reg_token",
+        "pre_norm.": "norm_pre.",
+        "pooled_norm.": "fc_norm.",
+        "distillation_token": "dist_token",
+        "distillation_head.": "head_dist.",
+        "rotary_frequencies": "rope.freqs",
+        "encoder.{}.attention.scale": "blocks.{}.ls1.gamma",
+        "encoder.{}.mlp.scale": "blocks.{}.ls2.gamma",
+        "encoder.{}.attention.q_bias": "blocks.{}.attn.q_bias",
+        "encoder.{}.attention.v_bias": "blocks.{}.attn.v_bias",
+        "encoder.{}.attention.q.": "blocks.{}.attn.q_proj.",
+        "encoder.{}.attention.k.": "blocks.{}.attn.k_proj.",
+        "encoder.{}.attention.v.": "blocks.{}.attn.v_proj.",
+        "encoder.{}.attention.query_norm.": "blocks.{}.attn.q_norm.",
+        "encoder.{}.attention.key_norm.": "blocks.{}.attn.k_norm.",
+        "encoder.{}.attention.projection.norm.": "blocks.{}.attn.norm.",
+        "encoder.{}.mlp.gate.": "blocks.{}.mlp.fc1_g.",
+        "encoder.{}.mlp.contract.norm.": "blocks.{}.mlp.norm.",
+        "pooling.latent": "attn_pool.latent",
+        "pooling.attention.q.": "attn_pool.q.",
+        "pooling.attention.kv.": "attn_pool.kv.",
+        "pooling.attention.projection.": "attn_pool.proj.",
+        "pooling.norm.": "attn_pool.norm.",
+        "pooling.mlp.expand.": "attn_pool.mlp.fc1.",
+        "pooling.mlp.contract.": "attn_pool.mlp.fc2.",
     },
 )
+# Names of one tensor in several of timm's models, and the one in `TIMM`
+SPELLINGS = [
+    (re.compile(r"^(blocks\.\d+)\.gamma_([12])$"), r"\1.ls\2.gamma"),
+    (re.compile(r"^(blocks\.\d+\.mlp)\.fc1_x\."), r"\1.fc1."),
+]
+
+
+def respell(tensors: Tensors) -> dict[str, torch.Tensor]:
+    """Tensors under the names of `NAMINGS` where they have other spellings."""
+    respelled = {}
+    for name, tensor in tensors.items():
+        for pattern, spelling in SPELLINGS:
+            name = pattern.sub(spelling, name)
+        respelled[name] = tensor
+    return respelled
+
+
 HUGGINGFACE_BLOCKS = {
     5: {
         "encoder.{}.attention.q.": "layers.{}.attention.q_proj.",
@@ -254,7 +308,11 @@ JAX = Naming(
     normalization=HALF,
     jax=True,
 )
-OURS = Naming("this project", {name: name for name in TORCHVISION.parts})
+DESCENDANTS = """registers pre_norm. encoder.{}.attention.query_norm. encoder.{}.attention.key_norm.
+encoder.{}.attention.projection.norm. encoder.{}.attention.frequencies encoder.{}.mlp.gate.
+encoder.{}.mlp.contract.norm. pooling.latent pooling.attention.qkv. pooling.attention.projection.
+pooling.norm. pooling.mlp.expand. pooling.mlp.contract.""".split()
+OURS = Naming("this project", {name: name for name in (*TORCHVISION.parts, *DESCENDANTS)})
 
 NAMINGS = (
     OURS,

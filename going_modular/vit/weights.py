@@ -20,6 +20,8 @@ from going_modular.images.transforms import Normalization
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.training.distributed import print_once
 from going_modular.vit.config import VIT_CONFIGS
+from going_modular.vit.descendant_config import DescendantConfig
+from going_modular.vit.descendants import build_vit
 from going_modular.vit.files import StoredWeights, read_weights
 from going_modular.vit.names import (
     JAX,
@@ -31,8 +33,10 @@ from going_modular.vit.names import (
     huggingface,
     mismatches,
     naming_of,
+    respell,
 )
 from going_modular.vit.positions import Grid, interpolate_pos_embedding
+from going_modular.vit.relatives import TURNINGS, fold_turning, is_eva, told_by, unfold
 
 # Heads of published ViTs by D: Table 1, DeiT's sizes, and g, G and SO400M (arXiv
 # 2106.04560, 2305.13035)
@@ -56,8 +60,12 @@ def load_vit(
         weights: the path of a file, its content from `read_weights`, or a state_dict.
         head: False makes a new head, all zero, as a new task needs. So does a
             `num_classes` that is not the weights' own.
-        overrides: fields of `ViTConfig`. For another `image_size` the positions are
-            interpolated.
+        overrides: fields of `ViTConfig` or `DescendantConfig`. For another `image_size` the
+            positions are interpolated. `architecture`, the name of one of timm's, tells
+            what no tensor shows, such as CLIP's GELU; see `relatives.ARCHITECTURES`.
+
+    Returns:
+        A plain `ViT` if the weights fold into one, else a `Descendant`.
 
     Raises:
         FileNotFoundError, ValueError: see `read_weights`, `config_from_state_dict` and
@@ -66,17 +74,19 @@ def load_vit(
     if isinstance(weights, str | Path):
         weights = read_weights(weights)
     if not isinstance(weights, StoredWeights):
-        naming = naming_of(weights)
+        naming = naming_of(respell(weights))
         weights = StoredWeights("these weights", weights, naming, naming.normalization)
     config, tensors = weights.config, weights.tensors
     known = weights.options | overrides
     remarks = list(weights.remarks)
     if config is None:
-        config = config_from_state_dict(tensors, **known)
+        config, tensors = understand(tensors, **known)
         remarks += doubt_of_heads(weights.naming, config, known)
+        remarks += doubts_of_descendants(config, known)
+    overrides.pop("architecture", None)
     config_here = replace(config, **overrides)
     try:
-        vit = ViT(config_here)
+        vit = build_vit(config_here)
     except (RuntimeError, MemoryError) as error:  # shapes in a damaged file may be huge
         raise ValueError(
             f"there is not enough memory for the ViT of {weights.file_name}, {config_here}"
@@ -102,7 +112,7 @@ def load_vit(
 def doubt_of_heads(naming: Naming, config: ViTConfig, known: Mapping[str, Any]) -> list[str]:
     """A remark if the number of heads is a guess. No shape shows it, except in JAX's files."""
     D = config.embedding_dim
-    if naming.jax or "num_heads" in known:
+    if naming.jax or {"num_heads", "architecture"} & known.keys():
         return []
     if D in PUBLISHED_HEADS and (naming.title != TIMM.title or D not in SEVERAL_HEADS):
         return []
@@ -115,6 +125,18 @@ def doubt_of_heads(naming: Naming, config: ViTConfig, known: Mapping[str, Any]) 
         f"{config.num_heads} heads are a guess, {reason}. With another number, the ViT computes "
         "something else: num_heads=, or --num-heads of train, sets it"
     ]
+
+
+def doubts_of_descendants(config: ViTConfig, known: Mapping[str, Any]) -> list[str]:
+    """A remark on each part that no tensor shows, if nobody told it."""
+    if not isinstance(config, DescendantConfig) or "architecture" in known:
+        return []
+    remarks, advice = [], "architecture=, with timm's name for it, tells"
+    if config.rotary is not None and not config.rotary.learned:
+        remarks.append(f"{config.rotary} is a guess from the names of its tensors; {advice}")
+    if (config.pre_norm or config.pool == "attention") and "gelu" not in known:
+        remarks.append(f'gelu="{config.gelu}" is a guess, others have another; {advice}')
+    return remarks
 
 
 def normalization_of(weights: str | Path | Tensors) -> Normalization:
@@ -147,7 +169,16 @@ def config_from_state_dict(state_dict: Tensors, **options) -> ViTConfig:
     Raises:
         ValueError: if names are unknown, or a tensor or option is missing or misshapen.
     """
-    given = {name: torch.as_tensor(values) for name, values in state_dict.items()}
+    return understand(state_dict, **options)[0]
+
+
+def understand(state_dict: Tensors, **options) -> tuple[ViTConfig, Tensors]:
+    """What `config_from_state_dict` says, and the tensors that a model of it has.
+
+    The tensors of a plain ViT are returned as they are. Those of a descendant have our
+    names, and all that folds is folded.
+    """
+    given = respell({name: torch.as_tensor(values) for name, values in state_dict.items()})
     naming = naming_of(given)
     names = naming.names(naming.depth(given))
     if unknown := given.keys() - names.values():
@@ -155,6 +186,9 @@ def config_from_state_dict(state_dict: Tensors, **options) -> ViTConfig:
             f"most of these names are those of {naming.title}, but some are not a ViT's:\n"
             + "\n".join(f"  unknown: {name}" for name in given if name in unknown)
         )
+    told = told_by(options.pop("architecture", "")) | options
+    translated = naming.translate(given)
+    tensors, parts = unfold(translated, told, is_eva(state_dict))
     axes = {
         "patch_embedding.projection.weight": 4,
         "encoder.0.mlp.expand.weight": 2,
@@ -163,9 +197,9 @@ def config_from_state_dict(state_dict: Tensors, **options) -> ViTConfig:
         "representation.0.weight": 2,
         "head.weight": 2,
     }
-    found = {names[n]: given[names[n]] for n in axes if names.get(n) in given}
-    tensors = naming.translate(found)
-    optional = {"class_token", "representation.0.weight", "head.weight", *options}
+    optional = {"class_token", "representation.0.weight", "head.weight", *told}
+    if "rotary" in parts:
+        optional.add("pos_embedding")
     for name, count in axes.items():
         fits = tensors[name].ndim == count if name in tensors else name in optional
         if not fits:
@@ -179,9 +213,10 @@ def config_from_state_dict(state_dict: Tensors, **options) -> ViTConfig:
         """The length of a tensor's first axis; 0 if there is no such tensor."""
         return tensors[name].shape[0] if name in tensors else 0
 
+    newer = parts.get("pre_norm") or (parts.get("rotary") and parts["rotary"].centered)
     defaults: dict[str, Any] = {
         "num_heads": PUBLISHED_HEADS.get(D) or max(D // 64, 1),
-        "layer_norm_eps": naming.layer_norm_eps,
+        "layer_norm_eps": 1e-5 if newer else naming.layer_norm_eps,
         "gelu": naming.gelu,
     }
     sizes: dict[str, Any] = {
@@ -208,7 +243,16 @@ def config_from_state_dict(state_dict: Tensors, **options) -> ViTConfig:
                 f"{N} patches are no square: give their image_size=(H, W), or make a "
                 "ViT of that size and fill it with load_weights"
             )
-    return ViTConfig(**(defaults | options | sizes))
+    elif "rotary" in parts:
+        sizes["pos_embedding"] = "none"
+    fields = defaults | told | sizes | parts
+    turning = fields.pop("turning", "")
+    if not parts:
+        plain = all(tensor is translated.get(name) for name, tensor in tensors.items())
+        return ViTConfig(**fields), given if plain else tensors
+    if turning:
+        fold_turning(tensors, TURNINGS[turning], fields["num_heads"])
+    return DescendantConfig(**fields), tensors
 
 
 def load_weights(

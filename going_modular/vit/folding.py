@@ -1,0 +1,99 @@
+"""Parts of later ViTs that fold into plainer ones: other tensors, the same logits.
+
+The functions here work on tensors under our names, as `Naming.translate` gives them. Parts
+that our models do not have go by names of their own until they are folded: a layer scale
+is "encoder.0.attention.scale", for example. What is left afterwards are the tensors of a
+`ViT` or a `Descendant`.
+"""
+
+import re
+from collections.abc import Iterator
+
+import torch
+
+from going_modular.vit.names import Tensors
+
+LAYER = r"encoder\.\d+\."
+
+
+def fold(tensors: Tensors) -> dict[str, torch.Tensor]:
+    """Fold all that folds exactly; see the functions below."""
+    folded = dict(tensors)
+    fold_biases(folded)
+    fold_layer_scale(folded)
+    fold_gates(folded)
+    fold_tokens(folded)
+    fold_distillation(folded)
+    fold_pooling(folded)
+    return folded
+
+
+def layers_with(tensors: Tensors, ending: str) -> Iterator[str]:
+    """The names of tensors of a layer that end so, without this ending."""
+    pattern = re.compile(rf"({LAYER}.*){re.escape(ending)}")
+    return iter([m[1] for m in map(pattern.fullmatch, list(tensors)) if m])
+
+
+def fold_biases(tensors: dict[str, torch.Tensor]) -> None:
+    """Biases that a model does without are zero: those of keys in EVA, of patches in CLIP.
+
+    EVA and BEiT keep the biases of queries and values apart. A bias that only some layers
+    lack is missing, and stays so.
+    """
+    for layer in layers_with(tensors, "attention.q_bias"):
+        q, v = (tensors.pop(f"{layer}attention.{letter}_bias") for letter in "qv")
+        tensors[f"{layer}attention.qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+    for part in ("attention.qkv.", "patch_embedding.projection."):
+        weights = [name for name in tensors if name.endswith(f"{part}weight")]
+        biases = [name.replace("weight", "bias") for name in weights]
+        if not tensors.keys() & set(biases):
+            for weight, bias in zip(weights, biases, strict=True):
+                tensors[bias] = torch.zeros_like(tensors[weight].flatten(1)[:, 0])
+
+
+def fold_layer_scale(tensors: dict[str, torch.Tensor]) -> None:
+    """s · (W x + b) is (s W) x + s b: the scale goes into the layer before it."""
+    for part, layer_before in (("attention", "projection"), ("mlp", "contract")):
+        for layer in layers_with(tensors, f"{part}.scale"):
+            scale = tensors.pop(f"{layer}{part}.scale")
+            name = f"{layer}{part}.{layer_before}."
+            tensors[f"{name}weight"] = scale[:, None] * tensors[f"{name}weight"]
+            tensors[f"{name}bias"] = scale * tensors[f"{name}bias"]
+
+
+def fold_gates(tensors: dict[str, torch.Tensor]) -> None:
+    """Gate and expansion of a SwiGLU may lie in one matrix, the gate first."""
+    for layer in layers_with(tensors, "mlp.expand.weight"):
+        both, after = (tensors[f"{layer}mlp.{part}.weight"] for part in ("expand", "contract"))
+        if len(both) == 2 * after.shape[1]:
+            for kind in ("weight", "bias"):
+                gate, expand = tensors[f"{layer}mlp.expand.{kind}"].chunk(2)
+                tensors[f"{layer}mlp.gate.{kind}"] = gate
+                tensors[f"{layer}mlp.expand.{kind}"] = expand
+
+
+def fold_tokens(tensors: dict[str, torch.Tensor]) -> None:
+    """Tokens and positions of CLIP lack the axis of the images. DeiT's token is a register."""
+    for name, axes in (("class_token", 1), ("pos_embedding", 2)):
+        if name in tensors and tensors[name].ndim == axes:
+            tensors[name] = tensors[name].reshape(1, -1, tensors[name].shape[-1])
+    if "distillation_token" in tensors:
+        tensors["registers"] = tensors.pop("distillation_token")
+
+
+def fold_distillation(tensors: dict[str, torch.Tensor]) -> None:
+    """The mean of DeiT's two answers is one linear layer of both tokens, side by side."""
+    if "distillation_head.weight" in tensors:
+        for kind in ("weight", "bias"):
+            both = [tensors.pop(f"{head}.{kind}") for head in ("head", "distillation_head")]
+            tensors[f"head.{kind}"] = (
+                torch.cat(both, dim=1) if kind == "weight" else both[0] + both[1]
+            ) / 2
+
+
+def fold_pooling(tensors: dict[str, torch.Tensor]) -> None:
+    """Queries, keys and values of an attention pooling in one matrix."""
+    for kind in ("weight", "bias"):
+        if f"pooling.attention.q.{kind}" in tensors:
+            parts = [tensors.pop(f"pooling.attention.{part}.{kind}") for part in ("q", "kv")]
+            tensors[f"pooling.attention.qkv.{kind}"] = torch.cat(parts)

@@ -1,0 +1,181 @@
+"""Which descendant of the ViT tensors belong to: its parts, from names, shapes and hints."""
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+
+from going_modular.vit.descendant_config import Rotary
+from going_modular.vit.folding import fold
+from going_modular.vit.names import Tensors
+
+PARTS = {
+    "pre_norm": "pre_norm.weight",
+    "pooled_norm": "pooled_norm.weight",
+    "swiglu": "encoder.0.mlp.gate.weight",
+    "attention_norm": "encoder.0.attention.projection.norm.weight",
+    "mlp_norm": "encoder.0.mlp.contract.norm.weight",
+    "qk_norm": "encoder.0.attention.query_norm.weight",
+}
+
+
+class Turning(NamedTuple):
+    """Rotary positions as a library computes them.
+
+    - `neighbors`: numbers 2i and 2i + 1 of a head are one point. With us, i and i + D/2h are.
+    - `columns_first`: the first half of the points turns with the column.
+    """
+
+    rotary: Rotary
+    neighbors: bool = False
+    columns_first: bool = False
+
+
+TURNINGS = {
+    "dinov3": Turning(Rotary(100.0, centered=True)),
+    "eva02": Turning(Rotary(reference=16), neighbors=True),
+    "axial": Turning(Rotary(100.0), neighbors=True, columns_first=True),
+    "mixed": Turning(Rotary(learned=True), neighbors=True, columns_first=True),
+    **{
+        f"pe{side}": Turning(Rotary(reference=side, offset=1.0), True, True)
+        for side in (14, 24, 32)
+    },
+}
+# What the name of one of timm's architectures tells that no tensor shows
+ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
+    (r"dinov3|lingbot", {"turning": "dinov3"}),
+    (r"dinov3", {"pool": "mean"}),
+    (r"^eva02|_rope_reg\d_gap", {"turning": "eva02"}),
+    (r"_rope_(ape_)?\d", {"turning": "axial"}),
+    (r"_rope_mixed", {"turning": "mixed"}),
+    (r"_pe_core_base_patch16_224", {"turning": "pe14"}),
+    (r"_pe_core_(small|tiny)", {"turning": "pe24"}),
+    (r"_pe_core", {"pooling_heads": 8}),
+    (r"_pe_spatial", {"turning": "pe32", "pool": "mean", "last_norm": False}),
+    (r"_radio_v3", {"last_norm": False}),
+    (r"quickgelu", {"gelu": "quick"}),
+    (r"patch32_siglip", {"gelu": "tanh"}),
+    (r"^vit_base_patch16_gap_224", {"num_heads": 16}),
+]
+
+
+def told_by(architecture: str) -> dict[str, Any]:
+    """The options that the name of one of timm's architectures tells; see `ARCHITECTURES`."""
+    told: dict[str, Any] = {}
+    for pattern, options in ARCHITECTURES:
+        if re.search(pattern, architecture):
+            told |= options
+    return told
+
+
+def is_eva(names: Iterable[str]) -> bool:
+    """Whether these are the names of timm's class Eva, whose ViTs have rotary positions."""
+    return any(".gamma_1" in name for name in names)
+
+
+def unfold(
+    tensors: Tensors, told: dict[str, Any], eva: bool
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Folded tensors, and fields of `DescendantConfig` where they are not those of a `ViT`.
+
+    Tensors of a plain ViT come back as they are.
+
+    Args:
+        tensors: under our names, with those of `folding`.
+        told: options, and what the name of an architecture tells.
+        eva: see `is_eva`.
+    """
+    folded = fold(tensors)
+    split_positions(folded, told.get("image_size"))
+    parts: dict[str, Any] = {part: True for part, name in PARTS.items() if name in folded}
+    for kind in ("weight", "bias"):
+        if f"pooled_norm.{kind}" in folded:
+            folded[f"norm.{kind}"] = folded.pop(f"pooled_norm.{kind}")
+    parts |= {name: told[name] for name in ("last_norm", "pooling_heads") if name in told}
+    if "registers" in folded:
+        parts["num_registers"] = folded["registers"].shape[1]
+    has_class_token = "class_token" in folded
+    if "pooling.latent" in folded:
+        parts["pool"] = "attention"
+    elif "distillation_head.weight" in tensors:
+        parts["pool"] = "class_and_register"
+    elif has_class_token and (parts.get("pooled_norm") or told.get("pool") == "mean"):
+        parts["pool"] = "mean"
+    if turning := told.get("turning") or turning_of(folded, parts, eva):
+        parts["turning"], parts["rotary"] = turning, TURNINGS[turning].rotary
+    if told.get("gelu") == "quick":
+        parts["gelu"] = "quick"
+    if parts:
+        parts["class_token"] = has_class_token
+    return folded, parts
+
+
+def turning_of(tensors: Tensors, parts: dict[str, Any], eva: bool) -> str:
+    """The kind of rotary positions, a key of `TURNINGS`; "" if there are none."""
+    if "rotary_frequencies" in tensors:
+        return "mixed"
+    if "pos_embedding" in tensors:
+        return "eva02" if parts.get("swiglu") else ""
+    if not eva:
+        return ""
+    if parts.get("pooled_norm"):
+        return "eva02"
+    return "dinov3" if "registers" in tensors else "axial"
+
+
+def fold_turning(tensors: dict[str, torch.Tensor], turning: Turning, num_heads: int) -> None:
+    """Bring the numbers of each head into our order: a product of q and k stays the same."""
+    D = tensors["patch_embedding.projection.weight"].shape[0]
+    learned, width = turning.rotary.learned, D // num_heads
+    numbers = torch.arange(width)
+    points = numbers.view(-1, 2) if turning.neighbors else numbers.view(2, -1).T  # (D/2h, 2)
+    if turning.columns_first and not learned:
+        points = points.roll(width // 4, dims=0)
+    order = points.T.flatten()
+    for name, tensor in tensors.items():
+        if re.fullmatch(r"encoder\.\d+\.attention\.qkv\.(weight|bias)", name):
+            heads = tensor.unflatten(0, (3, num_heads, width)).clone()
+            heads[:2] = heads[:2, :, order]
+            tensors[name] = heads.flatten(0, 2)
+        elif re.fullmatch(r"encoder\.\d+\.attention\.(query|key)_norm\.(weight|bias)", name):
+            tensors[name] = tensor[order]
+    if "rotary_frequencies" in tensors:  # (2, L, h, D/2h)
+        frequencies = tensors.pop("rotary_frequencies")
+        if turning.columns_first:
+            frequencies = frequencies.flip(0)
+        for layer, of_layer in enumerate(frequencies.unbind(1)):
+            tensors[f"encoder.{layer}.attention.frequencies"] = of_layer
+
+
+def split_positions(tensors: dict[str, torch.Tensor], image_size: Any = None) -> None:
+    """Positions of class token and patches only; those of registers are added to them.
+
+    A class token without a position gets one of zeros. Nothing changes where the patches
+    neither make a square nor fill `image_size`.
+    """
+    E_pos = tensors.get("pos_embedding")
+    E = tensors.get("patch_embedding.projection.weight")
+    if E is None or E_pos is None or E_pos.ndim != 3 or E_pos.shape[2] != len(E):
+        return
+    num_patches = 0
+    if isinstance(image_size, tuple):
+        P = E.shape[-1]
+        num_patches = (image_size[0] // P) * (image_size[1] // P)
+    registers = tensors.get("registers")
+    R = 0 if registers is None else registers.shape[1]
+    first = int("class_token" in tensors)
+    for given in dict.fromkeys((first + R, first, 0)):  # tokens besides patches with a position
+        N = E_pos.shape[1] - given
+        if N > 0 and (N == num_patches or math.isqrt(N) ** 2 == N):
+            break
+    else:
+        return
+    if given == first:  # as we have them
+        return
+    besides, patches = E_pos.split([given, N], dim=1)
+    if registers is not None and given == first + R:
+        tensors["registers"] = registers + besides[:, first:]
+    of_class = besides[:, :first] if given else torch.zeros_like(E_pos[:, :first])
+    tensors["pos_embedding"] = torch.cat([of_class, patches], dim=1)
