@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_vit import TINY, tiny_vit
 
+from going_modular.experiments import architectures
 from going_modular.utils import give_random_values
 from going_modular.vit.descendant_config import DescendantConfig, Rotary
 from going_modular.vit.descendants import Descendant
@@ -16,6 +17,7 @@ from going_modular.vit.weights import load_vit, to_timm
 
 # timm's architectures, one for each kind, and what makes a small one of it
 KINDS = {
+    "beit3_base_patch16_224": {},
     "deit3_small_patch16_224": {},
     "deit_tiny_distilled_patch16_224": {},
     "eva02_tiny_patch14_224": {"mlp_ratio": 4 * 2 / 3},
@@ -58,6 +60,11 @@ def test_the_same_logits_as_timms(name):
         expected, logits = vit(images), ours(images)
     assert expected.std() > 0.01
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_norms_in_other_places_are_refused():
+    with pytest.raises(ValueError, match="LayerNorms follow attention and MLP"):
+        load_vit(small("vit_base_patch16_rpn_224").state_dict(), num_heads=2)
 
 
 def random_descendant(**parts):
@@ -183,3 +190,22 @@ def test_a_folder_of_timms_tells_what_no_tensor_shows(name, tmp_path, capsys):
 def test_what_is_guessed_is_said(name, words, capsys):
     load_vit(small(name).state_dict(), num_heads=2)
     assert words in capsys.readouterr().out
+
+
+def test_the_table_of_timms_architectures(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("timm")
+    monkeypatch.setattr(architectures, "project_path", lambda path: tmp_path / "page.md")
+    with pytest.raises(SystemExit) as end:
+        architectures.main(["--pattern", "vit_tiny_patch16_(384|dinov3)|dwee", "--write"])
+    assert end.value.code == 0
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "2 of 3 have equal logits, 1 are refused, 0 differ" in page
+    assert "| refused | unknown: blocks.0.attn.lambda_q1 |" in page
+    assert "| vit_tiny_patch16_384 | 6 | equal | 0e+00 apart, largest 3.9 |" in page
+
+
+def test_an_architecture_that_differs_is_counted(monkeypatch):
+    pytest.importorskip("timm")
+    monkeypatch.setattr(architectures, "load_vit", lambda *_, **__: tiny_vit(image_size=224))
+    result = architectures.compared("vit_tiny_patch16_224", 5.7)
+    assert (result.kind, result.remark) == ("different", "(1, 5) logits")

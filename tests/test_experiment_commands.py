@@ -4,6 +4,7 @@ import pytest
 
 from going_modular import utils
 from going_modular.experiments import (
+    architectures,
     claims,
     command_line,
     costs,
@@ -16,6 +17,7 @@ from going_modular.experiments import (
 )
 
 COMMANDS = {
+    "architectures": architectures,
     "claims": claims,
     "costs": costs,
     "folds": folds,
@@ -35,6 +37,7 @@ def ending(module, arguments, capsys):
 @pytest.mark.parametrize(
     "name, arguments, expected",
     [
+        ("architectures", ["--million", "many"], "argument --million: invalid float value: 'many'"),
         ("claims", ["figure 3"], "no group figure 3: choose from data, positions"),
         ("claims", ["--seeds", "0"], "argument --seeds: expected a whole number >= 1, got '0'"),
         ("claims", ["--jobs", "two"], "argument --jobs: expected a whole number >= 1, got 'two'"),

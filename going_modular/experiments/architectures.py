@@ -122,7 +122,8 @@ def page(results: Sequence[Result], versions: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, print a line for each, and exit with 1 if any differ."""
     parser = argparse.ArgumentParser(
-        "python -m going_modular.experiments.architectures", description=__doc__.splitlines()[0]
+        prog="python -m going_modular.experiments.architectures",
+        description=__doc__.splitlines()[0],
     )
     parser.add_argument("--pattern", default="", help="part of their names")
     parser.add_argument("--million", type=float, default=120.0, help="parameters, at most")

@@ -56,6 +56,7 @@ ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
     (r"_pe_spatial", {"turning": "pe32", "pool": "mean", "last_norm": False}),
     (r"_radio_v3", {"last_norm": False}),
     (r"quickgelu", {"gelu": "quick"}),
+    (r"^beit3", {"layer_norm_eps": 1e-5}),
     (r"patch32_siglip", {"gelu": "tanh"}),
     (r"^vit_base_patch16_gap_224", {"num_heads": 16}),
 ]
@@ -86,7 +87,15 @@ def unfold(
         tensors: under our names, with those of `folding`.
         told: options, and what the name of an architecture tells.
         eva: see `is_eva`.
+
+    Raises:
+        ValueError: if their LayerNorms stand in other places, see `has_late_norms`.
     """
+    if has_late_norms(tensors):
+        raise ValueError(
+            "these tensors are those of a ViT whose LayerNorms follow attention and MLP, as "
+            "timm's vit_base_patch16_rpn_224; our blocks have them before, so it is no part here"
+        )
     folded = fold(tensors)
     split_positions(folded, told.get("image_size"))
     parts: dict[str, Any] = {part: True for part, name in PARTS.items() if name in folded}
@@ -110,6 +119,17 @@ def unfold(
     if parts:
         parts["class_token"] = has_class_token
     return folded, parts
+
+
+def has_late_norms(tensors: Tensors) -> bool:
+    """Whether these are the tensors of timm's res-post-norm ViT, whose names say nothing of it.
+
+    Of all that timm has, it alone normalizes what was pooled, and has neither a class token
+    nor biases of q, k and v nor a layer scale.
+    """
+    others = ("class_token", "registers", "encoder.0.attention.qkv.bias")
+    others += ("encoder.0.attention.q_bias", "encoder.0.attention.scale")
+    return "pooled_norm.weight" in tensors and not tensors.keys() & set(others)
 
 
 def turning_of(tensors: Tensors, parts: dict[str, Any], eva: bool) -> str:
