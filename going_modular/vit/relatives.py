@@ -127,9 +127,9 @@ def has_late_norms(tensors: Tensors) -> bool:
     Of all that timm has, it alone normalizes what was pooled, and has neither a class token
     nor biases of q, k and v nor a layer scale.
     """
-    others = ("class_token", "registers", "encoder.0.attention.qkv.bias")
-    others += ("encoder.0.attention.q_bias", "encoder.0.attention.scale")
-    return "pooled_norm.weight" in tensors and not tensors.keys() & set(others)
+    of_a_layer = {f"encoder.0.attention.{name}" for name in ("qkv.bias", "q_bias", "scale")}
+    others = {"class_token", "registers"} | of_a_layer
+    return "pooled_norm.weight" in tensors and not tensors.keys() & others
 
 
 def turning_of(tensors: Tensors, parts: dict[str, Any], eva: bool) -> str:
