@@ -1,5 +1,6 @@
 """Later ViTs: each part as timm has it, and what folds into plainer models."""
 
+import contextlib
 import json
 from dataclasses import asdict
 
@@ -209,3 +210,13 @@ def test_an_architecture_that_differs_is_counted(monkeypatch):
     monkeypatch.setattr(architectures, "load_vit", lambda *_, **__: tiny_vit(image_size=224))
     result = architectures.compared("vit_tiny_patch16_224", 5.7)
     assert (result.kind, result.remark) == ("different", "(1, 5) logits")
+
+
+@pytest.mark.parametrize("name", ["vit_small_plus_patch16_dinov3", "vit_pe_core_tiny_patch16_384"])
+def test_a_tensor_that_is_missing_or_misshapen_is_an_error_of_one_kind(name):
+    complete = small(name, **KINDS.get(name, {})).state_dict()
+    for missing in complete:
+        without = {key: tensor for key, tensor in complete.items() if key != missing}
+        for given in (without, without | {missing: torch.zeros(7)}):
+            with contextlib.suppress(ValueError):
+                load_vit(given, num_heads=2)

@@ -188,7 +188,10 @@ def understand(state_dict: Tensors, **options) -> tuple[ViTConfig, Tensors]:
         )
     told = told_by(options.pop("architecture", "")) | options
     translated = naming.translate(given)
-    tensors, parts = unfold(translated, told, is_eva(state_dict))
+    try:
+        tensors, parts = unfold(translated, told, is_eva(state_dict))
+    except (KeyError, IndexError, RuntimeError) as error:  # a part is missing or misshapen
+        raise ValueError(f"these tensors do not go together ({error})") from error
     axes = {
         "patch_embedding.projection.weight": 4,
         "encoder.0.mlp.expand.weight": 2,
@@ -250,9 +253,13 @@ def understand(state_dict: Tensors, **options) -> tuple[ViTConfig, Tensors]:
     if not parts:
         plain = all(tensor is translated.get(name) for name, tensor in tensors.items())
         return ViTConfig(**fields), given if plain else tensors
+    config = DescendantConfig(**fields)
     if turning:
-        fold_turning(tensors, TURNINGS[turning], fields["num_heads"])
-    return DescendantConfig(**fields), tensors
+        try:
+            fold_turning(tensors, TURNINGS[turning], config.num_heads)
+        except (KeyError, IndexError, RuntimeError) as error:
+            raise ValueError(f"queries and keys do not have {config.num_heads} heads") from error
+    return config, tensors
 
 
 def load_weights(

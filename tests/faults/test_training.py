@@ -41,9 +41,14 @@ def whole(tmp_path_factory):
     return run_on
 
 
+def lines_of(folder: Path) -> list[dict]:
+    """The lines of a log."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
 def log_of(folder: Path) -> list[dict]:
     """The lines of a log, without what depends on the clock."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = lines_of(folder)
     assert all(line.pop("seconds") >= 0 for line in lines)
     return lines
 
@@ -59,6 +64,12 @@ def wait_for_epoch(number: int, folder: Path, process) -> None:
     while not log.is_file() or len(log.read_text().splitlines()) < number:
         assert process.is_alive()
         time.sleep(0.02)
+
+
+def wait_for_words(words: str, file: Path, process) -> None:
+    while not file.is_file() or words not in file.read_text(errors="replace"):
+        assert process.is_alive()
+        time.sleep(0.01)
 
 
 def test_an_image_of_NaN(photos, tmp_path, record):
@@ -132,9 +143,12 @@ def test_killed_20_times(photos, tmp_path, whole, record):
     """At random moments. Each life goes on from the last checkpoint of those before."""
     words = ["--data", photos, "--output", tmp_path / "run", *LONG]
     moments, done = random.Random(0), [0]
-    for _ in range(KILLS):
+    length = sum(line["seconds"] for line in lines_of(whole(photos)))
+    for number in range(KILLS):
         process = start("train", words, log=tmp_path / "log")
-        process.join(moments.uniform(0.2, 1.5))
+        if number % 5:  # else while it is still getting ready
+            wait_for_words("to train on", tmp_path / "log.out", process)
+        process.join(moments.uniform(0, length / 15))
         assert process.is_alive(), "it has ended before it was killed: make it longer"
         kill(process)
         checkpoint = tmp_path / "run/checkpoint.pt"
