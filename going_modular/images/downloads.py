@@ -198,8 +198,9 @@ def download(url: str, path: Path) -> None:
     except requests.RequestException as error:
         if any(isinstance(each, ReadTimeoutError) for each in error.args):  # amid the file
             raise DownloadError(f"No answer in time from {url}.") from error
-        kind = TemporaryError if begun else DownloadError
-        raise kind(f"The connection failed for {url}{reason_of(error)}.") from error
+        if begun:
+            raise TemporaryError(f"The connection broke off for {url}.") from error
+        raise DownloadError(f"The connection failed for {url}{reason_of(error)}.") from error
     if path.stat().st_size < size:
         raise TemporaryError(f"Only {path.stat().st_size} of {size} bytes arrived from {url}.")
 

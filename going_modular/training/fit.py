@@ -132,8 +132,9 @@ def fit(
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
+        reason = str(error).splitlines()[0].rstrip(".")
         raise ChildProcessError(
-            f"a process that reads images has ended: {str(error).splitlines()[0]} The last "
+            f"a process that reads images has ended: {reason}. The last "
             "checkpoint is as it was. Give the same command again, with --workers 0 if that "
             "happens again"
         ) from error

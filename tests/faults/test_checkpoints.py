@@ -88,9 +88,9 @@ def test_a_checkpoint(command, tmp_path, fault, record):
     command("--epochs", 2).success("going on from .*: 1 of 2 epochs are done")
 
 
-@pytest.mark.parametrize("fault", WEIGHTS_TOO)
+@pytest.mark.parametrize("fault", [f"weights: {name}" for name in WEIGHTS_TOO])
 def test_a_file_of_weights(command, photos, tmp_path, fault, record):
-    damage, _ = DAMAGES[fault]
+    damage, _ = DAMAGES[fault.removeprefix("weights: ")]
     path = tmp_path / "run/vit.safetensors"
     shutil.copy(path, tmp_path / "intact.safetensors")
     damage(path)
