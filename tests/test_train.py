@@ -19,7 +19,7 @@ from going_modular import data_setup, engine, predictions, train
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.training import fit, recipes
 from going_modular.utils import give_random_values
-from going_modular.vit import weights
+from going_modular.vit import descendants
 from going_modular.vit.files import read_classifier, read_vit, write_vit
 from going_modular.vit.weights import to_huggingface
 
@@ -171,7 +171,7 @@ def test_the_colors_of_the_weights_stay_theirs_to_the_prediction(folder):
             return super().forward(images)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(weights, "ViT", Spy)
+        patch.setattr(descendants, "ViT", Spy)
         train.main(arguments(folder, weights=folder / "theirs.safetensors", mixup=0))
     assert {training for training, _, _ in seen} == {True, False}
     assert all(-1 <= low and high <= 1 for _, low, high in seen)  # ImageNet's reach 2.6
