@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +59,8 @@ class Server:
                 env={**os.environ, **GIVE_BACK, "TMPDIR": str(home), "NO_PROXY": "*"},
                 stdout=subprocess.PIPE,
                 stderr=errors,
+                # A shell lets what it starts in the background ignore Ctrl-C
+                preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
             )
 
     def wait(self) -> None:
