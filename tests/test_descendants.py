@@ -13,8 +13,9 @@ from going_modular.experiments import architectures
 from going_modular.utils import give_random_values
 from going_modular.vit.descendant_config import DescendantConfig, Rotary
 from going_modular.vit.descendants import Descendant
+from going_modular.vit.export import to_timm
 from going_modular.vit.files import read_vit, write_vit
-from going_modular.vit.weights import load_vit, to_timm
+from going_modular.vit.weights import load_vit
 
 # timm's architectures, one for each kind, and what makes a small one of it
 KINDS = {

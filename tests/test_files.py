@@ -21,15 +21,9 @@ from going_modular.images.transforms import HALF, IMAGENET, Normalization
 from going_modular.model_builder import ViT
 from going_modular.training.recipes import RECIPES
 from going_modular.vit import backbones
+from going_modular.vit.export import to_huggingface, to_jax, to_timm, to_torchvision
 from going_modular.vit.files import read_classifier, read_vit, stored_class_names, write_vit
-from going_modular.vit.weights import (
-    load_vit,
-    normalization_of,
-    to_huggingface,
-    to_jax,
-    to_timm,
-    to_torchvision,
-)
+from going_modular.vit.weights import load_vit, normalization_of
 
 NAMES = ["a", "b", "c", "d", "e"]
 

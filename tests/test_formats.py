@@ -12,15 +12,9 @@ from tiny_vit import tiny_vit
 from torch import nn
 
 from going_modular.images.transforms import IMAGENET
+from going_modular.vit.export import to_huggingface, to_jax, to_timm, to_torchvision
 from going_modular.vit.files import read_weights
-from going_modular.vit.weights import (
-    load_vit,
-    normalization_of,
-    to_huggingface,
-    to_jax,
-    to_timm,
-    to_torchvision,
-)
+from going_modular.vit.weights import load_vit, normalization_of
 
 HEADS = {"num_heads": 3}
 

@@ -25,16 +25,9 @@ from going_modular.model_builder import ViT, create_vit
 from going_modular.utils import CHECKOUT, give_random_values
 from going_modular.vit import backbones, inspect
 from going_modular.vit.backbones import load_pretrained_backbone
+from going_modular.vit.export import to_huggingface, to_jax, to_timm, to_torchvision
 from going_modular.vit.files import read_weights, write_vit
-from going_modular.vit.weights import (
-    config_from_state_dict,
-    load_vit,
-    load_weights,
-    to_huggingface,
-    to_jax,
-    to_timm,
-    to_torchvision,
-)
+from going_modular.vit.weights import config_from_state_dict, load_vit, load_weights
 
 SHARED = (CHECKOUT / os.environ.get("SHARED", "../shared")).resolve()
 VIT_S_14 = SHARED / "weights/vit_small_patch14_224.timm.safetensors"
@@ -211,7 +204,7 @@ def test_one_error_lists_all_that_is_unknown_missing_or_wrong(naming):
         load_weights(vit, given)
     lines = str(error.value).splitlines()
     assert "  unknown: temperature" in lines
-    assert f"  missing: {missing}" in lines
+    assert f"  missing: {missing.removeprefix('vit.')}" in lines
     shape = tuple(given[wrong].shape)
     assert any(f"  {wrong} has shape {shape}, not" in line for line in lines)
     assert len(lines) == 5
@@ -401,7 +394,7 @@ def test_a_key_without_its_query_and_value_is_missing():
     given = to_huggingface(tiny_vit())
     query = "vit.layers.0.attention.q_proj.weight"
     del given[query]
-    with pytest.raises(ValueError, match=f"missing: {query}"):
+    with pytest.raises(ValueError, match=f"missing: {query.removeprefix('vit.')}"):
         load_vit(given, num_heads=3)
 
 

@@ -17,7 +17,8 @@ from torchvision.models import VisionTransformer, vit_b_16
 from going_modular import utils
 from going_modular.publishing import notebooks
 from going_modular.utils import CHECKOUT, give_random_values
-from going_modular.vit import backbones, inspect, weights
+from going_modular.vit import backbones, inspect
+from going_modular.vit.export import to_torchvision
 
 PATHS = notebooks.NOTEBOOKS
 SERIES = [
@@ -304,7 +305,7 @@ def torchvisions_twin():
         c.image_size, c.patch_size, c.num_layers, c.num_heads, c.embedding_dim, c.mlp_dim
     )
     twin.heads = nn.Identity()
-    twin.load_state_dict(weights.to_torchvision(ours.vit))
+    twin.load_state_dict(to_torchvision(ours.vit))
     twin.name = "twin"
     twin.embedding_dim = c.embedding_dim
     return twin.eval(), transform, "torchvision's twin of our ViT"

@@ -24,6 +24,8 @@ class Normalization(NamedTuple):
 
 
 IMAGENET = Normalization()
+# CLIP's, from the 400 million images that it was trained on
+CLIP = Normalization((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HALF = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # colors from -1 to 1
 
 

@@ -103,8 +103,13 @@ class ViTConfig:
 
     @property
     def num_class_tokens(self) -> int:
-        """How many tokens come before the patches: 1, or 0 with mean pooling."""
+        """1, or 0 with mean pooling."""
         return 1 if self.pool == "class_token" else 0
+
+    @property
+    def num_tokens_before_patches(self) -> int:
+        """T - N: class token and registers, which have no place in the image."""
+        return self.num_class_tokens
 
     def stochastic_depth_of(self, layer: int) -> float:
         """The probability that a layer, counted from 0, skips its attention or its MLP."""

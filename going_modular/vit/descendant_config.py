@@ -121,6 +121,10 @@ class DescendantConfig(ViTConfig):
     def num_class_tokens(self) -> int:
         return int(self.class_token)
 
+    @property
+    def num_tokens_before_patches(self) -> int:
+        return self.num_class_tokens + self.num_registers
+
 
 def config_from(fields: Mapping[str, Any]) -> ViTConfig:
     """A configuration from its fields: that of a `ViT` if it has no others.
@@ -128,10 +132,8 @@ def config_from(fields: Mapping[str, Any]) -> ViTConfig:
     Raises:
         ValueError: see `ViTConfig`; also if a field is unknown.
     """
-    kind = (
-        ViTConfig if fields.keys() <= {each.name for each in dataclass_fields(ViTConfig)} else None
-    )
-    kind = kind or DescendantConfig
+    plain = {each.name for each in dataclass_fields(ViTConfig)}
+    kind = ViTConfig if fields.keys() <= plain else DescendantConfig
     if unknown := fields.keys() - {each.name for each in dataclass_fields(kind)}:
         raise ValueError(f"its configuration has unknown fields: {', '.join(sorted(unknown))}")
     return kind(**fields)

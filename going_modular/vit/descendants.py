@@ -40,12 +40,11 @@ class DescendantAttention(MultiheadSelfAttentionBlock):
         D, h = config.embedding_dim, config.num_heads
         super().__init__(D, h, config.dropout, config.attention_dropout)
         eps, rotary = config.layer_norm_eps, config.rotary
-        self.query_norm: nn.Module = (
-            nn.LayerNorm(D // h, eps=eps) if config.qk_norm else nn.Identity()
-        )
-        self.key_norm: nn.Module = (
-            nn.LayerNorm(D // h, eps=eps) if config.qk_norm else nn.Identity()
-        )
+        self.query_norm: nn.Module = nn.Identity()
+        self.key_norm: nn.Module = nn.Identity()
+        if config.qk_norm:
+            self.query_norm = nn.LayerNorm(D // h, eps=eps)
+            self.key_norm = nn.LayerNorm(D // h, eps=eps)
         if config.attention_norm:
             self.projection = NormedLinear(D, D, eps)
         if rotary is not None:
@@ -128,7 +127,7 @@ class AttentionPooling(nn.Module):
         heads = config.pooling_heads or config.num_heads
         self.attention = MultiheadSelfAttentionBlock(D, heads, dropout=0.0)
         self.norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
-        self.mlp = MLPBlock(D, 4 * D, 0.0, "tanh" if config.gelu == "tanh" else "exact")
+        self.mlp = MLPBlock(D, config.mlp_dim, 0.0, "tanh" if config.gelu == "tanh" else "exact")
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         q, _, _ = self.attention.queries_keys_values(self.latent.expand(len(z), -1, -1))
@@ -184,7 +183,7 @@ class Descendant(ViT):
             grid = (images.shape[2] // config.patch_size, images.shape[3] // config.patch_size)
             places = config.rotary.coordinates(grid)
             # Tokens without a place are turned by 0, which leaves them as they are
-            places = F.pad(places, (0, 0, first + config.num_registers, 0))
+            places = F.pad(places, (0, 0, config.num_tokens_before_patches, 0))
             for block in self.encoder:
                 block.attention.coordinates = places
         return self.pre_norm(z)
@@ -199,7 +198,7 @@ class Descendant(ViT):
         pool = self.config.pool
         if pool == "attention":
             return self.pooling(z)
-        patches = z[:, self.config.num_class_tokens + self.config.num_registers :]
+        patches = z[:, self.config.num_tokens_before_patches :]
         if pool == "mean":
             return patches.mean(dim=1)
         if pool == "class_token":

@@ -22,7 +22,8 @@ from going_modular.vit.descendant_config import config_from
 from going_modular.vit.descendants import build_vit
 from going_modular.vit.formats import find_tensors, read_file, read_folder
 from going_modular.vit.hints import hints_beside
-from going_modular.vit.names import OURS, Naming, Tensors, mismatches, naming_of
+from going_modular.vit.names import Naming, Tensors, mismatches
+from going_modular.vit.published_names import OURS, naming_of
 
 
 @dataclass(frozen=True)

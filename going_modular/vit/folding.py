@@ -7,7 +7,6 @@ is "encoder.0.attention.scale", for example. What is left afterwards are the ten
 """
 
 import re
-from collections.abc import Iterator
 
 import torch
 
@@ -19,6 +18,7 @@ LAYER = r"encoder\.\d+\."
 def fold(tensors: Tensors) -> dict[str, torch.Tensor]:
     """Fold all that folds exactly; see the functions below."""
     folded = dict(tensors)
+    fold_head(folded)
     fold_biases(folded)
     fold_layer_scale(folded)
     fold_gates(folded)
@@ -28,18 +28,37 @@ def fold(tensors: Tensors) -> dict[str, torch.Tensor]:
     return folded
 
 
-def layers_with(tensors: Tensors, ending: str) -> Iterator[str]:
+def layers_with(tensors: Tensors, ending: str) -> list[str]:
     """The names of tensors of a layer that end so, without this ending."""
     pattern = re.compile(rf"({LAYER}.*){re.escape(ending)}")
-    return iter([m[1] for m in map(pattern.fullmatch, list(tensors)) if m])
+    return [m[1] for m in map(pattern.fullmatch, tensors) if m]
+
+
+def fold_head(tensors: dict[str, torch.Tensor]) -> None:
+    """CLIP's head has no bias, and in open_clip it is x W, not x Wᵀ.
+
+    Heads that read something else than the class token have names of their own.
+    """
+    if "transposed_head" in tensors:
+        tensors["head.weight"] = tensors.pop("transposed_head").T
+    for head in ("class_and_mean_head", "mean_head"):
+        for kind in ("weight", "bias"):
+            if f"{head}.{kind}" in tensors:
+                tensors[f"head.{kind}"] = tensors.pop(f"{head}.{kind}")
+    is_clip = "pre_norm.weight" in tensors or "pooling.latent" in tensors
+    if is_clip and "head.weight" in tensors and "head.bias" not in tensors:
+        tensors["head.bias"] = torch.zeros_like(tensors["head.weight"][:, 0])
 
 
 def fold_biases(tensors: dict[str, torch.Tensor]) -> None:
     """Biases that a model does without are zero: those of keys in EVA, of patches in CLIP.
 
-    EVA and BEiT keep the biases of queries and values apart. A bias that only some layers
-    lack is missing, and stays so.
+    EVA and BEiT keep the biases of queries and values apart. DINOv3 masks that of keys. A
+    bias that only some layers lack is missing, and stays so.
     """
+    for layer in layers_with(tensors, "attention.qkv.bias_mask"):
+        mask, name = tensors.pop(f"{layer}attention.qkv.bias_mask"), f"{layer}attention.qkv.bias"
+        tensors[name] = tensors[name] * mask
     for layer in layers_with(tensors, "attention.q_bias"):
         q, v = (tensors.pop(f"{layer}attention.{letter}_bias") for letter in "qv")
         tensors[f"{layer}attention.qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
@@ -61,15 +80,23 @@ def fold_layer_scale(tensors: dict[str, torch.Tensor]) -> None:
             tensors[f"{name}bias"] = scale * tensors[f"{name}bias"]
 
 
+def has_gates(tensors: Tensors) -> bool:
+    """Whether the MLPs have gates, in a matrix of their own or in one with the expansion."""
+    expand, after = (tensors.get(f"encoder.0.mlp.{part}.weight") for part in ("expand", "contract"))
+    if expand is None or after is None or after.ndim != 2:  # `understand` says so
+        return False
+    return "encoder.0.mlp.gate.weight" in tensors or len(expand) == 2 * after.shape[1]
+
+
 def fold_gates(tensors: dict[str, torch.Tensor]) -> None:
     """Gate and expansion of a SwiGLU may lie in one matrix, the gate first."""
+    if not has_gates(tensors) or "encoder.0.mlp.gate.weight" in tensors:
+        return
     for layer in layers_with(tensors, "mlp.expand.weight"):
-        both, after = (tensors[f"{layer}mlp.{part}.weight"] for part in ("expand", "contract"))
-        if len(both) == 2 * after.shape[1]:
-            for kind in ("weight", "bias"):
-                gate, expand = tensors[f"{layer}mlp.expand.{kind}"].chunk(2)
-                tensors[f"{layer}mlp.gate.{kind}"] = gate
-                tensors[f"{layer}mlp.expand.{kind}"] = expand
+        for kind in ("weight", "bias"):
+            gate, expand = tensors[f"{layer}mlp.expand.{kind}"].chunk(2)
+            tensors[f"{layer}mlp.gate.{kind}"] = gate
+            tensors[f"{layer}mlp.expand.{kind}"] = expand
 
 
 def fold_tokens(tensors: dict[str, torch.Tensor]) -> None:

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from going_modular.vit.names import Tensors, count_known
+from going_modular.vit.names import Tensors
+from going_modular.vit.published_names import count_known
 
 NUMPY_SCALAR = np.float64(0).__reduce__()[0]  # which NumPy 1 and 2 call by other names
 # Classes without code of their own that training scripts store beside the weights
@@ -29,7 +30,12 @@ HARMLESS: list[Any] = [
     (NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
 ]
 # What a folder of Hugging Face's may call its weights, or the list of their parts
-IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
+IN_A_FOLDER = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 DEEPEST = 3  # levels of a checkpoint that are searched for tensors
 
 

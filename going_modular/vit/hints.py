@@ -2,7 +2,8 @@
 
 Hugging Face's `config.json` tells heads, epsilon, GELU and size, and its
 `preprocessor_config.json` the colors. timm's `config.json` tells the name of the
-architecture, what the head reads, the size of images and the colors.
+architecture, what the head reads, the size of images and the colors. open_clip's
+`open_clip_config.json` tells heads, GELU, size and colors.
 """
 
 import json
@@ -21,6 +22,7 @@ GELUS = {
     "gelu_new": "tanh",
     "gelu_fast": "tanh",
     "gelu_pytorch_tanh": "tanh",
+    "quick_gelu": "quick",
 }
 # timm's names for what the head reads, and ours
 POOLS = {"avg": "mean", "token": "class_token"}
@@ -29,6 +31,30 @@ FIELDS = {
     "num_attention_heads": "num_heads",
     "layer_norm_eps": "layer_norm_eps",
     "image_size": "image_size",
+}
+# Parts of open_clip's towers that are none here, and what they are without
+OPEN_CLIP_PARTS: dict[str, Any] = {
+    "attentional_pool": False,
+    "pool_type": "tok",
+    "final_ln_after_pool": False,
+    "no_ln_pre": False,
+    "pos_embed_type": "learnable",
+    "qk_norm": False,
+}
+# What Hugging Face's config.json leaves out where it is the default of its class
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "clip_vision_model": {
+        "hidden_size": 768,
+        "num_attention_heads": 12,
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "quick_gelu",
+    },
+    "siglip_vision_model": {
+        "hidden_size": 768,
+        "num_attention_heads": 12,
+        "layer_norm_eps": 1e-6,
+        "hidden_act": "gelu_pytorch_tanh",
+    },
 }
 
 
@@ -42,31 +68,98 @@ class Hints:
 
 
 def hints_beside(path: Path, tensors: Tensors) -> Hints:
-    """What config.json and preprocessor_config.json say of weights in their folder.
+    """What the files in the folder of weights say of them; see the top of this module.
 
-    A config.json of another width is of another model. A remark says that it does not count.
+    A configuration of another width is of another model. A remark says that it does not
+    count.
 
     Raises:
-        ValueError: if such a file is damaged, or tells of a model that is no plain ViT.
+        ValueError: if such a file is damaged, or tells of a part that is none here.
     """
     folder = path if path.is_dir() else path.parent
     config = read_json(folder / "config.json")
-    width = config.get("hidden_size", config.get("num_features"))
-    if width is None:  # of no model
-        return Hints()
-    if not any(width in tuple(tensor.shape) for tensor in tensors.values()):
+    vision = vision_part(config)
+    width = vision.get("hidden_size", config.get("num_features"))
+    if width is None:
+        return told_by_open_clip(read_json(folder / "open_clip_config.json"), tensors)
+    if not has_width(tensors, width):
         return Hints(remarks=[f"config.json tells of another model, of width {width}: not used"])
-    options = {ours: config[theirs] for theirs, ours in FIELDS.items() if theirs in config}
+    options = told_by_huggingface(vision, tensors) | told_by_timm(config)
+    colors = read_json(folder / "preprocessor_config.json") or config.get("pretrained_cfg")
+    return Hints(options, normalization_in(colors), remarks_on("config.json", options))
+
+
+def has_width(tensors: Tensors, width: Any) -> bool:
+    """Whether any tensor has an axis of this length."""
+    return any(width in tuple(tensor.shape) for tensor in tensors.values())
+
+
+def remarks_on(name: str, options: dict[str, Any]) -> list[str]:
+    """A sentence on what a file tells, if it tells anything."""
+    return [f"{name} tells {', '.join(f'{n}={v}' for n, v in options.items())}"] if options else []
+
+
+def vision_part(config: dict[str, Any]) -> dict[str, Any]:
+    """Hugging Face's configuration of the ViT, with the defaults that it leaves out."""
+    vision = config.get("vision_config", config)
+    if not isinstance(vision, dict):
+        raise ValueError(f"config.json beside it has no vision_config but {vision!r}")
+    return DEFAULTS.get(str(vision.get("model_type")), {}) | vision
+
+
+def told_by_huggingface(vision: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
+    """Options that Hugging Face's config.json tells.
+
+    Raises:
+        ValueError: if it tells of a part that is none here.
+    """
+    options = {ours: vision[theirs] for theirs, ours in FIELDS.items() if theirs in vision}
     if isinstance(options.get("image_size"), list):
         options["image_size"] = tuple(options["image_size"])
-    if "hidden_act" in config:
-        if str(config["hidden_act"]) not in GELUS:
-            raise ValueError(f"its config.json tells of {config['hidden_act']!r}, not of a GELU")
-        options["gelu"] = GELUS[config["hidden_act"]]
-    options |= told_by_timm(config)
-    colors = read_json(folder / "preprocessor_config.json") or config.get("pretrained_cfg")
-    remarks = [f"config.json tells {', '.join(f'{n}={v}' for n, v in options.items())}"]
-    return Hints(options, normalization_in(colors), remarks if options else [])
+    gated = any(".gate_proj." in name or ".weights_in." in name for name in tensors)
+    act = str(vision.get("hidden_act", "gelu"))
+    is_dinov3 = vision.get("model_type") == "dinov3_vit"
+    if gated and is_dinov3 and act not in ("silu", "swish"):
+        raise ValueError(f"its config.json tells of a gate with {act!r}, not with SiLU")
+    if "hidden_act" in vision and not gated:
+        if act not in GELUS:
+            raise ValueError(f"its config.json tells of {act!r}, not of a GELU")
+        options["gelu"] = GELUS[act]
+    rotary = vision.get("rope_parameters") or vision
+    theta = rotary.get("rope_theta", 100) if isinstance(rotary, dict) else rotary
+    if is_dinov3 and theta != 100:
+        raise ValueError(f"its config.json tells of rotary positions with {theta!r}, not 100")
+    return options
+
+
+def told_by_open_clip(config: dict[str, Any], tensors: Tensors) -> Hints:
+    """What open_clip_config.json tells; nothing if it is empty.
+
+    Raises:
+        ValueError: if it is damaged, or tells of a part that is none here.
+    """
+    if not config:
+        return Hints()
+    name, model = "open_clip_config.json", config.get("model_cfg", config)
+    vision = model.get("vision_cfg") if isinstance(model, dict) else None
+    if not isinstance(vision, dict):
+        raise ValueError(f"{name} beside it has no vision_cfg")
+    if unknown := [
+        f"{n}={vision[n]!r}" for n, v in OPEN_CLIP_PARTS.items() if vision.get(n, v) != v
+    ]:
+        raise ValueError(f"its {name} tells of {', '.join(unknown)}, which is no part here")
+    options: dict[str, Any] = {}
+    if isinstance(vision.get("timm_model_name"), str):
+        options["architecture"] = vision["timm_model_name"]
+    width, head_width = vision.get("width"), vision.get("head_width", 64)
+    if isinstance(width, int) and isinstance(head_width, int) and head_width > 0:
+        if not has_width(tensors, width):
+            return Hints(remarks=[f"{name} tells of another model, of width {width}: not used"])
+        options["num_heads"] = width // head_width
+        options["gelu"] = "quick" if model.get("quick_gelu") else "exact"
+    if isinstance(size := vision.get("image_size"), list | int):
+        options["image_size"] = tuple(size) if isinstance(size, list) else size
+    return Hints(options, normalization_in(config.get("preprocess_cfg")), remarks_on(name, options))
 
 
 def told_by_timm(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,18 +1,18 @@
-"""What other implementations call the tensors of a ViT, and how they lay them out.
+"""How the tensors of a ViT get the names and the layout of another implementation, and back.
 
 A `Naming` turns our tensors into another implementation's (`export`) and theirs into
-ours (`translate`). It is a table of names. Some implementations have three layers for
-queries, keys and values; our fused `qkv` is then split in three. JAX transposes its
-matrices and gives the heads an axis of their own.
+ours (`translate`). It is a table of names; `published_names` has those tables. Some
+implementations have three layers for queries, keys and values; our fused `qkv` is then
+split in three. JAX transposes its matrices and gives the heads an axis of their own.
 """
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from going_modular.images.transforms import HALF, IMAGENET, Normalization
+from going_modular.images.transforms import IMAGENET, Normalization
 
 Tensors = Mapping[str, torch.Tensor]
 # Numbers of 8 bits and fewer mean nothing without a scale, which no ViT here has
@@ -28,6 +28,7 @@ class Naming:
     - `layer_norm_eps` and `gelu` are what its models compute with.
     - `normalization` is what most of its published weights expect of colors.
     - `jax`: the tensors are laid out as in Flax, see `jax_layout`.
+    - `turning`: the rotary positions of its models, a key of `relatives.TURNINGS`.
     """
 
     title: str
@@ -36,6 +37,7 @@ class Naming:
     gelu: str = "exact"
     normalization: Normalization = IMAGENET
     jax: bool = False
+    turning: str = ""
 
     def names(self, num_layers: int) -> dict[str, str]:
         """Our name -> their name, for every tensor that a model may have."""
@@ -87,10 +89,10 @@ class Naming:
 
 
 def split_qkv(tensors: Tensors) -> Tensors:
-    """`qkv`, (3D, D) and (3D), -> `q`, `k` and `v`, each (D, D) and (D)."""
+    """`qkv` of the encoder, (3D, D) and (3D), -> `q`, `k` and `v`, each (D, D) and (D)."""
     split = {}
     for name, tensor in tensors.items():
-        if ".qkv." in name:
+        if name.startswith("encoder.") and ".qkv." in name:
             for letter, part in zip("qkv", tensor.chunk(3), strict=True):
                 split[name.replace(".qkv.", f".{letter}.")] = part
         else:
@@ -151,212 +153,6 @@ def our_layout(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if part == "projection" and tensor.ndim == 3:
         tensor = tensor.flatten(0, 1)
     return tensor.T if tensor.ndim == 2 else tensor
-
-
-TORCHVISION = Naming(
-    "torchvision",
-    {
-        "patch_embedding.projection.": "conv_proj.",
-        "class_token": "class_token",
-        "pos_embedding": "encoder.pos_embedding",
-        "encoder.{}.attention_norm.": "encoder.layers.encoder_layer_{}.ln_1.",
-        "encoder.{}.attention.qkv.": "encoder.layers.encoder_layer_{}.self_attention.in_proj_",
-        "encoder.{}.attention.projection.": (
-            "encoder.layers.encoder_layer_{}.self_attention.out_proj."
-        ),
-        "encoder.{}.mlp_norm.": "encoder.layers.encoder_layer_{}.ln_2.",
-        "encoder.{}.mlp.expand.": "encoder.layers.encoder_layer_{}.mlp.0.",
-        "encoder.{}.mlp.contract.": "encoder.layers.encoder_layer_{}.mlp.3.",
-        "norm.": "encoder.ln.",
-        "representation.0.": "heads.pre_logits.",
-        "head.": "heads.head.",
-    },
-)
-TORCHVISION_FILES = Naming(  # older than the numbers of the MLP's layers
-    "torchvision's published files",
-    TORCHVISION.parts
-    | {
-        "encoder.{}.mlp.expand.": "encoder.layers.encoder_layer_{}.mlp.linear_1.",
-        "encoder.{}.mlp.contract.": "encoder.layers.encoder_layer_{}.mlp.linear_2.",
-    },
-)
-TIMM = Naming(
-    "timm",
-    {
-        "patch_embedding.projection.": "patch_embed.proj.",
-        "class_token": "cls_token",
-        "pos_embedding": "pos_embed",
-        "encoder.{}.attention_norm.": "blocks.{}.norm1.",
-        "encoder.{}.attention.qkv.": "blocks.{}.attn.qkv.",
-        "encoder.{}.attention.projection.": "blocks.{}.attn.proj.",
-        "encoder.{}.mlp_norm.": "blocks.{}.norm2.",
-        "encoder.{}.mlp.expand.": "blocks.{}.mlp.fc1.",
-        "encoder.{}.mlp.contract.": "blocks.{}.mlp.fc2.",
-        "norm.": "norm.",
-        "head.": "head.",
-        # Parts of later models, see `descendants`, and what `folding` folds
-        "registers": "reg_token",
-        "pre_norm.": "norm_pre.",
-        "pooled_norm.": "fc_norm.",
-        "distillation_token": "dist_token",
-        "distillation_head.": "head_dist.",
-        "rotary_frequencies": "rope.freqs",
-        "encoder.{}.attention.scale": "blocks.{}.ls1.gamma",
-        "encoder.{}.mlp.scale": "blocks.{}.ls2.gamma",
-        "encoder.{}.attention.q_bias": "blocks.{}.attn.q_bias",
-        "encoder.{}.attention.v_bias": "blocks.{}.attn.v_bias",
-        "encoder.{}.attention.q.": "blocks.{}.attn.q_proj.",
-        "encoder.{}.attention.k.": "blocks.{}.attn.k_proj.",
-        "encoder.{}.attention.v.": "blocks.{}.attn.v_proj.",
-        "encoder.{}.attention.query_norm.": "blocks.{}.attn.q_norm.",
-        "encoder.{}.attention.key_norm.": "blocks.{}.attn.k_norm.",
-        "encoder.{}.attention.projection.norm.": "blocks.{}.attn.norm.",
-        "encoder.{}.mlp.gate.": "blocks.{}.mlp.fc1_g.",
-        "encoder.{}.mlp.contract.norm.": "blocks.{}.mlp.norm.",
-        "pooling.latent": "attn_pool.latent",
-        "pooling.attention.q.": "attn_pool.q.",
-        "pooling.attention.kv.": "attn_pool.kv.",
-        "pooling.attention.projection.": "attn_pool.proj.",
-        "pooling.norm.": "attn_pool.norm.",
-        "pooling.mlp.expand.": "attn_pool.mlp.fc1.",
-        "pooling.mlp.contract.": "attn_pool.mlp.fc2.",
-    },
-)
-# Names of one tensor in several of timm's models, and the one in `TIMM`
-SPELLINGS = [
-    (re.compile(r"^(blocks\.\d+)\.gamma_([12])$"), r"\1.ls\2.gamma"),
-    (re.compile(r"^(blocks\.\d+\.mlp)\.fc1_x\."), r"\1.fc1."),
-]
-
-
-def respell(tensors: Tensors) -> dict[str, torch.Tensor]:
-    """Tensors under the names of `NAMINGS` where they have other spellings."""
-    respelled = {}
-    for name, tensor in tensors.items():
-        for pattern, spelling in SPELLINGS:
-            name = pattern.sub(spelling, name)
-        respelled[name] = tensor
-    return respelled
-
-
-HUGGINGFACE_BLOCKS = {
-    5: {
-        "encoder.{}.attention.q.": "layers.{}.attention.q_proj.",
-        "encoder.{}.attention.k.": "layers.{}.attention.k_proj.",
-        "encoder.{}.attention.v.": "layers.{}.attention.v_proj.",
-        "encoder.{}.attention.projection.": "layers.{}.attention.o_proj.",
-        "encoder.{}.attention_norm.": "layers.{}.layernorm_before.",
-        "encoder.{}.mlp_norm.": "layers.{}.layernorm_after.",
-        "encoder.{}.mlp.expand.": "layers.{}.mlp.fc1.",
-        "encoder.{}.mlp.contract.": "layers.{}.mlp.fc2.",
-    },
-    4: {
-        "encoder.{}.attention.q.": "encoder.layer.{}.attention.attention.query.",
-        "encoder.{}.attention.k.": "encoder.layer.{}.attention.attention.key.",
-        "encoder.{}.attention.v.": "encoder.layer.{}.attention.attention.value.",
-        "encoder.{}.attention.projection.": "encoder.layer.{}.attention.output.dense.",
-        "encoder.{}.attention_norm.": "encoder.layer.{}.layernorm_before.",
-        "encoder.{}.mlp_norm.": "encoder.layer.{}.layernorm_after.",
-        "encoder.{}.mlp.expand.": "encoder.layer.{}.intermediate.dense.",
-        "encoder.{}.mlp.contract.": "encoder.layer.{}.output.dense.",
-    },
-}
-
-
-def huggingface(generation: int, prefix: str) -> Naming:
-    """The names of transformers: generation 5 in its models, 4 in the files on the Hub.
-
-    `ViTModel` has no prefix. `ViTForImageClassification` puts "vit." before every name
-    except those of the head.
-    """
-    body = {
-        "patch_embedding.projection.": "embeddings.patch_embeddings.projection.",
-        "class_token": "embeddings.cls_token",
-        "pos_embedding": "embeddings.position_embeddings",
-        **HUGGINGFACE_BLOCKS[generation],
-        "norm.": "layernorm.",
-        "representation.0.": "pooler.dense.",
-    }
-    return Naming(
-        "Hugging Face transformers",
-        {ours: prefix + theirs for ours, theirs in body.items()} | {"head.": "classifier."},
-        layer_norm_eps=1e-12,
-        normalization=HALF,
-    )
-
-
-JAX_ATTENTION = "Transformer/encoderblock_{}/MultiHeadDotProductAttention_1/"
-JAX = Naming(
-    "the official JAX checkpoints",
-    {
-        "patch_embedding.projection.": "embedding/",
-        "class_token": "cls",
-        "pos_embedding": "Transformer/posembed_input/pos_embedding",
-        "encoder.{}.attention_norm.": "Transformer/encoderblock_{}/LayerNorm_0/",
-        "encoder.{}.attention.q.": JAX_ATTENTION + "query/",
-        "encoder.{}.attention.k.": JAX_ATTENTION + "key/",
-        "encoder.{}.attention.v.": JAX_ATTENTION + "value/",
-        "encoder.{}.attention.projection.": JAX_ATTENTION + "out/",
-        "encoder.{}.mlp_norm.": "Transformer/encoderblock_{}/LayerNorm_2/",
-        "encoder.{}.mlp.expand.": "Transformer/encoderblock_{}/MlpBlock_3/Dense_0/",
-        "encoder.{}.mlp.contract.": "Transformer/encoderblock_{}/MlpBlock_3/Dense_1/",
-        "norm.": "Transformer/encoder_norm/",
-        "representation.0.": "pre_logits/",
-        "head.": "head/",
-    },
-    gelu="tanh",
-    normalization=HALF,
-    jax=True,
-)
-DESCENDANTS = """registers pre_norm. encoder.{}.attention.query_norm. encoder.{}.attention.key_norm.
-encoder.{}.attention.projection.norm. encoder.{}.attention.frequencies encoder.{}.mlp.gate.
-encoder.{}.mlp.contract.norm. pooling.latent pooling.attention.qkv. pooling.attention.projection.
-pooling.norm. pooling.mlp.expand. pooling.mlp.contract.""".split()
-OURS = Naming("this project", {name: name for name in (*TORCHVISION.parts, *DESCENDANTS)})
-
-NAMINGS = (
-    OURS,
-    TORCHVISION,
-    TORCHVISION_FILES,
-    TIMM,
-    *(huggingface(generation, prefix) for generation in (5, 4) for prefix in ("", "vit.")),
-    JAX,
-)
-
-
-def naming_of(names: Iterable[str]) -> Naming:
-    """The naming that knows most of these names.
-
-    A new head often has another place than the published one: `model.heads =
-    nn.Linear(...)` makes it "heads.", where torchvision has "heads.head.".
-
-    Raises:
-        ValueError: if no naming knows any of them.
-    """
-    names = set(names)
-    best = max(NAMINGS, key=lambda naming: known_names(naming, names))
-    layers = {name.rpartition(".")[0] for name in names if best.is_head(name)}
-    place = f"{layers.pop()}." if len(layers) == 1 and not best.jax else ""
-    if place and place != best.parts["head."]:
-        best = replace(best, parts=best.parts | {"head.": place})
-    if not known_names(best, names):
-        titles = ", ".join(dict.fromkeys(naming.title for naming in NAMINGS))
-        first = ", ".join(sorted(names)[:5]) or "there are no tensors at all"
-        raise ValueError(
-            f"these are not the names of a ViT that is known here ({titles}): {first}. "
-            'If they share a prefix, such as "module.", remove it.'
-        )
-    return best
-
-
-def known_names(naming: Naming, names: Iterable[str]) -> int:
-    """How many of these names a naming knows."""
-    return len(set(names).intersection(naming.names(naming.depth(names)).values()))
-
-
-def count_known(names: Iterable[str]) -> int:
-    """How many of these names the best naming knows."""
-    return max(known_names(naming, names) for naming in NAMINGS)
 
 
 def mismatches(given: Tensors, expected: Tensors) -> list[str]:

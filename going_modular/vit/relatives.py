@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from going_modular.vit.descendant_config import Rotary
-from going_modular.vit.folding import fold
+from going_modular.vit.folding import fold, has_gates
 from going_modular.vit.names import Tensors
 
 PARTS = {
@@ -38,10 +38,9 @@ TURNINGS = {
     "eva02": Turning(Rotary(reference=16), neighbors=True),
     "axial": Turning(Rotary(100.0), neighbors=True, columns_first=True),
     "mixed": Turning(Rotary(learned=True), neighbors=True, columns_first=True),
-    **{
-        f"pe{side}": Turning(Rotary(reference=side, offset=1.0), True, True)
-        for side in (14, 24, 32)
-    },
+    "pe14": Turning(Rotary(reference=14, offset=1.0), neighbors=True, columns_first=True),
+    "pe24": Turning(Rotary(reference=24, offset=1.0), neighbors=True, columns_first=True),
+    "pe32": Turning(Rotary(reference=32, offset=1.0), neighbors=True, columns_first=True),
 }
 # What the name of one of timm's architectures tells that no tensor shows
 ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
@@ -62,7 +61,7 @@ ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def told_by(architecture: str) -> dict[str, Any]:
+def options_of(architecture: str) -> dict[str, Any]:
     """The options that the name of one of timm's architectures tells; see `ARCHITECTURES`."""
     told: dict[str, Any] = {}
     for pattern, options in ARCHITECTURES:
@@ -71,13 +70,28 @@ def told_by(architecture: str) -> dict[str, Any]:
     return told
 
 
-def is_eva(names: Iterable[str]) -> bool:
-    """Whether these are the names of timm's class Eva, whose ViTs have rotary positions."""
-    return any(".gamma_1" in name for name in names)
+def turning_told_by(names: Iterable[str], tensors: Tensors) -> str:
+    """The kind of rotary positions that timm's names tell, a key of `TURNINGS`, or "".
+
+    `names` are those in the file, and `tensors` have ours. What timm calls Eva has rotary
+    positions: its layer scales have names of their own, or it has gates without any.
+    """
+    names = set(names)
+    if names & {"rope_embed.periods", "storage_tokens"}:
+        return "dinov3"
+    if "rotary_frequencies" in tensors:
+        return "mixed"
+    if "pos_embedding" in tensors:
+        return "eva02" if has_gates(tensors) and "encoder.0.mlp.scale" not in tensors else ""
+    if not any(".gamma_1" in name for name in names):
+        return ""
+    if "pooled_norm.weight" in tensors:
+        return "eva02"
+    return "dinov3" if "registers" in tensors else "axial"
 
 
-def unfold(
-    tensors: Tensors, told: dict[str, Any], eva: bool
+def folded_with_parts(
+    tensors: Tensors, told: dict[str, Any]
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Folded tensors, and fields of `DescendantConfig` where they are not those of a `ViT`.
 
@@ -85,11 +99,11 @@ def unfold(
 
     Args:
         tensors: under our names, with those of `folding`.
-        told: options, and what the name of an architecture tells.
-        eva: see `is_eva`.
+        told: options, and what names tell: "turning", for example.
 
     Raises:
-        ValueError: if their LayerNorms stand in other places, see `has_late_norms`.
+        ValueError: if their LayerNorms stand in other places, see `has_late_norms`, or
+            their rotary positions turn at another speed.
     """
     if has_late_norms(tensors):
         raise ValueError(
@@ -98,27 +112,55 @@ def unfold(
         )
     folded = fold(tensors)
     split_positions(folded, told.get("image_size"))
-    parts: dict[str, Any] = {part: True for part, name in PARTS.items() if name in folded}
+    parts = pool_of(tensors, told)
+    parts |= {part: True for part, name in PARTS.items() if name in folded}
     for kind in ("weight", "bias"):
         if f"pooled_norm.{kind}" in folded:
             folded[f"norm.{kind}"] = folded.pop(f"pooled_norm.{kind}")
-    parts |= {name: told[name] for name in ("last_norm", "pooling_heads") if name in told}
+        if not parts.get("last_norm", True):
+            folded.pop(f"norm.{kind}", None)
+    if parts.get("pool") != "attention":  # what does not read it
+        for name in [name for name in folded if name.startswith("pooling.")]:
+            del folded[name]
+    if "pooling_heads" in told:
+        parts["pooling_heads"] = told["pooling_heads"]
     if "registers" in folded:
         parts["num_registers"] = folded["registers"].shape[1]
-    has_class_token = "class_token" in folded
-    if "pooling.latent" in folded:
-        parts["pool"] = "attention"
-    elif "distillation_head.weight" in tensors:
-        parts["pool"] = "class_and_register"
-    elif has_class_token and (parts.get("pooled_norm") or told.get("pool") == "mean"):
-        parts["pool"] = "mean"
-    if turning := told.get("turning") or turning_of(folded, parts, eva):
+    if turning := told.get("turning"):
         parts["turning"], parts["rotary"] = turning, TURNINGS[turning].rotary
+    if (periods := folded.pop("rotary_periods", None)) is not None:
+        check_periods(periods, parts["rotary"])
+        parts["num_heads"] = len(folded["norm.weight"]) // (4 * len(periods))
     if told.get("gelu") == "quick":
         parts["gelu"] = "quick"
     if parts:
-        parts["class_token"] = has_class_token
+        parts["class_token"] = "class_token" in folded
     return folded, parts
+
+
+def pool_of(tensors: Tensors, told: dict[str, Any]) -> dict[str, Any]:
+    """What the head reads, if it is not the class token, and whether a LayerNorm comes before."""
+    parts = {"last_norm": told["last_norm"]} if "last_norm" in told else {}
+    if "mean_head.weight" in tensors:  # classifiers of transformers: CLIP's leaves out a norm
+        return {"pool": "mean", "last_norm": False} if "class_token" in tensors else {}
+    if "class_and_mean_head.weight" in tensors:
+        return parts | {"pool": "class_and_mean"}
+    if "distillation_head.weight" in tensors:
+        return parts | {"pool": "class_and_register"}
+    if "pooling.latent" in tensors:
+        return parts | {"pool": told.get("pool", "attention")}
+    reads_mean = "pooled_norm.weight" in tensors or told.get("pool") == "mean"
+    return parts | ({"pool": "mean"} if reads_mean and "class_token" in tensors else {})
+
+
+def check_periods(periods: torch.Tensor, rotary: Rotary) -> None:
+    """Raise `ValueError` unless rotary positions turn with these periods, which a file holds."""
+    expected = 1 / rotary.frequencies(4 * len(periods))[0, 0, : len(periods)]
+    if not torch.allclose(periods.float(), expected, rtol=0.01):  # some are stored in 8 bits
+        raise ValueError(
+            f"rotary positions turn with periods from {periods.min():.3g} to "
+            f"{periods.max():.3g}, those of {rotary} from 1 to {expected.max():.3g}"
+        )
 
 
 def has_late_norms(tensors: Tensors) -> bool:
@@ -130,19 +172,6 @@ def has_late_norms(tensors: Tensors) -> bool:
     of_a_layer = {f"encoder.0.attention.{name}" for name in ("qkv.bias", "q_bias", "scale")}
     others = {"class_token", "registers"} | of_a_layer
     return "pooled_norm.weight" in tensors and not tensors.keys() & others
-
-
-def turning_of(tensors: Tensors, parts: dict[str, Any], eva: bool) -> str:
-    """The kind of rotary positions, a key of `TURNINGS`; "" if there are none."""
-    if "rotary_frequencies" in tensors:
-        return "mixed"
-    if "pos_embedding" in tensors:
-        return "eva02" if parts.get("swiglu") else ""
-    if not eva:
-        return ""
-    if parts.get("pooled_norm"):
-        return "eva02"
-    return "dinov3" if "registers" in tensors else "axial"
 
 
 def fold_turning(tensors: dict[str, torch.Tensor], turning: Turning, num_heads: int) -> None:

@@ -1,9 +1,7 @@
-"""Weights of every implementation, into our `ViT` and back.
+"""Weights of every implementation, into our `ViT`.
 
 `load_vit` makes a model from a file, and `load_weights` fills a model that exists, from
-the names of torchvision, timm, Hugging Face transformers, the official JAX checkpoints or
-this project (`names.py`). `to_torchvision`, `to_timm`, `to_huggingface` and `to_jax` go
-the other way.
+any names in `published_names`. `export` goes the other way.
 """
 
 import math
@@ -12,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -23,28 +20,22 @@ from going_modular.vit.config import VIT_CONFIGS
 from going_modular.vit.descendant_config import DescendantConfig
 from going_modular.vit.descendants import build_vit
 from going_modular.vit.files import StoredWeights, read_weights
-from going_modular.vit.names import (
-    JAX,
-    OURS,
-    TIMM,
-    TORCHVISION,
-    Naming,
-    Tensors,
-    huggingface,
-    mismatches,
-    naming_of,
-    respell,
-)
+from going_modular.vit.names import Naming, Tensors, mismatches
 from going_modular.vit.positions import Grid, interpolate_pos_embedding
-from going_modular.vit.relatives import TURNINGS, fold_turning, is_eva, told_by, unfold
+from going_modular.vit.published_names import OURS, TIMM, naming_of, remarks_on, spellings
+from going_modular.vit.relatives import (
+    TURNINGS,
+    fold_turning,
+    folded_with_parts,
+    options_of,
+    turning_told_by,
+)
 
 # Heads of published ViTs by D: Table 1, DeiT's sizes, and g, G and SO400M (arXiv
 # 2106.04560, 2305.13035)
 PUBLISHED_HEADS = {c.embedding_dim: c.num_heads for c in VIT_CONFIGS.values()}
 PUBLISHED_HEADS |= {1408: 16, 1664: 16, 1152: 16}
 SEVERAL_HEADS = {768, 1280, 1536}  # timm has ViTs of these widths with other numbers
-
-# Into our ViT
 
 
 def load_vit(
@@ -74,14 +65,15 @@ def load_vit(
     if isinstance(weights, str | Path):
         weights = read_weights(weights)
     if not isinstance(weights, StoredWeights):
-        naming = naming_of(respell(weights))
+        naming = naming_of(weights)
         weights = StoredWeights("these weights", weights, naming, naming.normalization)
     config, tensors = weights.config, weights.tensors
     known = weights.options | overrides
     remarks = list(weights.remarks)
     if config is None:
         config, tensors = understand(tensors, **known)
-        remarks += doubt_of_heads(weights.naming, config, known)
+        remarks += remarks_on(weights.tensors)
+        remarks += doubt_of_heads(weights, config, known)
         remarks += doubts_of_descendants(config, known)
     overrides.pop("architecture", None)
     config_here = replace(config, **overrides)
@@ -109,12 +101,15 @@ def load_vit(
     return vit.eval()
 
 
-def doubt_of_heads(naming: Naming, config: ViTConfig, known: Mapping[str, Any]) -> list[str]:
-    """A remark if the number of heads is a guess. No shape shows it, except in JAX's files."""
-    D = config.embedding_dim
-    if naming.jax or {"num_heads", "architecture"} & known.keys():
+def doubt_of_heads(
+    weights: StoredWeights, config: ViTConfig, known: Mapping[str, Any]
+) -> list[str]:
+    """A remark if the number of heads is a guess. Few files show it: JAX's and dinov3's do."""
+    D, is_timm = config.embedding_dim, weights.naming.title == TIMM.title
+    shown = weights.naming.jax or "rope_embed.periods" in weights.tensors
+    if shown or {"num_heads", "architecture"} & known.keys():
         return []
-    if D in PUBLISHED_HEADS and (naming.title != TIMM.title or D not in SEVERAL_HEADS):
+    if D in PUBLISHED_HEADS and not (is_timm and D in SEVERAL_HEADS):
         return []
     reason = (
         f"as most published ViTs with D = {D} have"
@@ -178,20 +173,29 @@ def understand(state_dict: Tensors, **options) -> tuple[ViTConfig, Tensors]:
     The tensors of a plain ViT are returned as they are. Those of a descendant have our
     names, and all that folds is folded.
     """
-    given = respell({name: torch.as_tensor(values) for name, values in state_dict.items()})
+    names_here = spellings(state_dict)
+    given = {there: torch.as_tensor(state_dict[name]) for name, there in names_here.items()}
     naming = naming_of(given)
     names = naming.names(naming.depth(given))
     if unknown := given.keys() - names.values():
         raise ValueError(
             f"most of these names are those of {naming.title}, but some are not a ViT's:\n"
-            + "\n".join(f"  unknown: {name}" for name in given if name in unknown)
+            + "\n".join(f"  unknown: {name}" for name, n in names_here.items() if n in unknown)
         )
-    told = told_by(options.pop("architecture", "")) | options
     translated = naming.translate(given)
+    told = {"gelu": naming.gelu, "turning": naming.turning}
     try:
-        tensors, parts = unfold(translated, told, is_eva(state_dict))
+        if naming.title == TIMM.title:
+            told["turning"] = turning_told_by(state_dict, translated)
+        told |= options_of(options.pop("architecture", "")) | options
+        tensors, parts = folded_with_parts(translated, told)
     except (KeyError, IndexError, RuntimeError) as error:  # a part is missing or misshapen
         raise ValueError(f"these tensors do not go together ({error})") from error
+    if naming.title == OURS.title and parts:
+        raise ValueError(
+            f"these tensors have parts that not all show ({', '.join(parts)}): save the model "
+            "with going_modular.vit.files.write_vit, which keeps its configuration"
+        )
     axes = {
         "patch_embedding.projection.weight": 4,
         "encoder.0.mlp.expand.weight": 2,
@@ -220,7 +224,6 @@ def understand(state_dict: Tensors, **options) -> tuple[ViTConfig, Tensors]:
     defaults: dict[str, Any] = {
         "num_heads": PUBLISHED_HEADS.get(D) or max(D // 64, 1),
         "layer_norm_eps": 1e-5 if newer else naming.layer_norm_eps,
-        "gelu": naming.gelu,
     }
     sizes: dict[str, Any] = {
         "patch_size": P,
@@ -271,7 +274,10 @@ def load_weights(
     grid: Grid | None = None,
     layer_norm_eps: float | None = None,
 ) -> list[str]:
-    """Fill a ViT with weights under the names of any implementation in `names.NAMINGS`.
+    """Fill a ViT with weights under the names of any implementation in `NAMINGS`.
+
+    Nothing is folded here: weights of a later ViT, with layer scale for example, are
+    read by `load_vit`.
 
     Args:
         head: False leaves out the head of the weights and keeps that of `vit`. The same
@@ -287,8 +293,9 @@ def load_weights(
             which `load_vit` builds.
 
     Returns:
-        The names of the weights that were left out: a head that is not wanted, and a
-        pre-training layer (Hugging Face's "pooler") without a head behind it.
+        The names of the weights that were left out: a head that is not wanted, a
+        pre-training layer (Hugging Face's "pooler") without a head behind it, and what is
+        no part of a ViT, such as a token for masked patches.
 
     Raises:
         ValueError: if a weight is unknown, missing, of another shape, or not of
@@ -297,7 +304,8 @@ def load_weights(
     """
     if grid and not interpolate:
         raise ValueError(f"grid={grid} has no effect: set interpolate=True as well")
-    given = {name: torch.as_tensor(values) for name, values in state_dict.items()}
+    names_here = spellings(state_dict)
+    given = {there: torch.as_tensor(state_dict[name]) for name, there in names_here.items()}
     naming, config = naming_of(given), vit.config
     expected = dict(naming.export(vit.state_dict(), config.num_layers, config.num_heads))
     # Tensors that they have no name for go by ours, as in `export`
@@ -313,13 +321,13 @@ def load_weights(
         optional_names = heads if both else heads | representation
     elif not heads & given.keys():  # no head was trained behind this layer
         optional_names = representation - expected.keys()
-    left_out = [name for name in given if name in optional_names]
+    left_out = [name for name in state_dict if names_here.get(name) in {None, *optional_names}]
     for name in optional_names:
         given.pop(name, None)
         expected.pop(name, None)
     if interpolate:
         fit_positions(given, names["pos_embedding"], vit, grid)
-    check_weights(given, expected, naming)
+    check_weights(given, expected, naming, names_here)
 
     vit.load_state_dict(naming.translate(given), strict=False)  # all are accounted for
     if layer_norm_eps is None and naming.title != OURS.title:
@@ -350,8 +358,18 @@ def fit_positions(
         given[name] = interpolate_pos_embedding(positions, (rows, columns), config.grid)
 
 
-def check_weights(given: Tensors, expected: Tensors, naming: Naming) -> None:
-    """Raise `ValueError`, with a line for each problem, unless the weights fit a ViT."""
+def check_weights(
+    given: Tensors, expected: Tensors, naming: Naming, names_here: Mapping[str, str]
+) -> None:
+    """Raise `ValueError`, with a line for each problem, unless the weights fit a ViT.
+
+    The lines have the names that the weights were given under, see `spellings`.
+    """
+    shown = {there: name for name, there in names_here.items()}
+    given, expected = (
+        {shown.get(name, name): tensor for name, tensor in tensors.items()}
+        for tensors in (given, expected)
+    )
     if problems := mismatches(given, expected):
         raise ValueError(
             f"these weights (names of {naming.title}) are not those of this ViT:\n  "
@@ -359,64 +377,3 @@ def check_weights(given: Tensors, expected: Tensors, naming: Naming) -> None:
             + "\nload_weights can leave out a head of other classes (head=False) and "
             "interpolate positions to another image size (interpolate=True)."
         )
-
-
-# Our ViT as weights of others
-
-
-def to_torchvision(vit: ViT) -> dict[str, torch.Tensor]:
-    """For `torchvision.models.VisionTransformer`; see `write_weights`."""
-    return write_weights(vit, TORCHVISION)
-
-
-def to_timm(vit: ViT) -> dict[str, torch.Tensor]:
-    """For timm's `VisionTransformer`; see `write_weights`.
-
-    With `pool="mean"` it is the one with `class_token=False`, `global_pool="avg"` and
-    `fc_norm=False`.
-    """
-    return write_weights(vit, TIMM)
-
-
-def to_huggingface(vit: ViT, generation: int = 5) -> dict[str, torch.Tensor]:
-    """For transformers' `ViTForImageClassification`, or without a head `ViTModel`.
-
-    Its configuration needs `layer_norm_eps=vit.config.layer_norm_eps`; the default there
-    is 1e-12. `generation` 5 has the names of version 5's models. 4 has those of the files
-    on the Hub, which both versions read.
-    """
-    has_head = bool(vit.config.num_classes)
-    if has_head and vit.config.representation_size:
-        raise ValueError(
-            "Hugging Face's classifier reads the class token directly: it has no place "
-            f"for representation_size={vit.config.representation_size} before the head"
-        )
-    return write_weights(vit, huggingface(generation, "vit." if has_head else ""))
-
-
-def to_jax(vit: ViT) -> dict[str, np.ndarray]:
-    """For the official code, whose files `numpy.savez(path, **to_jax(vit))` writes."""
-    return {name: tensor.numpy() for name, tensor in write_weights(vit, JAX).items()}
-
-
-def write_weights(vit: ViT, naming: Naming) -> dict[str, torch.Tensor]:
-    """A copy of a ViT's weights, on the CPU, under another implementation's names.
-
-    Positions of every kind are written as a table with a row for each token, (1, T, D).
-
-    Raises:
-        ValueError: if the ViT has a part that the other implementation lacks: a stem, for
-            example.
-    """
-    config = vit.config
-    if not isinstance(vit.stem, nn.Identity):
-        raise ValueError(f"{naming.title} has no place for a stem")
-    if not config.num_class_tokens and naming not in (TIMM, JAX):
-        raise ValueError(f"{naming.title} has no ViT without a class token")
-    tensors = vit.state_dict() | {"pos_embedding": vit.positions(config.grid).detach()}
-    written = naming.export(tensors, config.num_layers, config.num_heads)
-    known = naming.names(config.num_layers).values()
-    if nameless := [name for name in written if name not in known]:
-        raise ValueError(f"{naming.title} has no name for {', '.join(nameless)}")
-    contiguous = torch.contiguous_format
-    return {n: t.cpu().clone(memory_format=contiguous) for n, t in written.items()}

@@ -1,0 +1,352 @@
+"""Later ViTs under the names of transformers, open_clip and facebookresearch, read and written."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_vit import tiny_vit
+
+from going_modular.utils import give_random_values
+from going_modular.vit.descendants import Descendant
+from going_modular.vit.export import KINDS, kind_of, to_huggingface, to_jax, to_timm, to_torchvision
+from going_modular.vit.weights import load_vit, normalization_of
+
+WHERE = "install it with `pip install -r requirements/peers.txt`"
+SIZES = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": 32,
+    "patch_size": 8,
+}
+MLP = {"intermediate_size": 48}
+# Class of transformers, its configuration, and options beside the sizes
+CLASSES = {
+    "vit": ("ViTModel", "ViTConfig", MLP),
+    "vit with a head": ("ViTForImageClassification", "ViTConfig", MLP | {"num_labels": 5}),
+    "deit": ("DeiTModel", "DeiTConfig", MLP),
+    "deit with two heads": (
+        "DeiTForImageClassificationWithTeacher",
+        "DeiTConfig",
+        MLP | {"num_labels": 5},
+    ),
+    "deit with a head": ("DeiTForImageClassification", "DeiTConfig", MLP | {"num_labels": 5}),
+    "dinov2": ("Dinov2Model", "Dinov2Config", {}),
+    "dinov2 with gates": ("Dinov2Model", "Dinov2Config", {"use_swiglu_ffn": True}),
+    "dinov2 with a head": ("Dinov2ForImageClassification", "Dinov2Config", {"num_labels": 5}),
+    "dinov2 with registers": ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", {}),
+    "dinov2 with registers and a head": (
+        "Dinov2WithRegistersForImageClassification",
+        "Dinov2WithRegistersConfig",
+        {"num_labels": 5, "num_register_tokens": 2},
+    ),
+    "dinov3": ("DINOv3ViTModel", "DINOv3ViTConfig", MLP | {"num_register_tokens": 4}),
+    "dinov3 with gates": (
+        "DINOv3ViTModel",
+        "DINOv3ViTConfig",
+        MLP | {"num_register_tokens": 4, "use_gated_mlp": True, "hidden_act": "silu"},
+    ),
+    "clip": ("CLIPVisionModel", "CLIPVisionConfig", MLP),
+    "clip with a projection": (
+        "CLIPVisionModelWithProjection",
+        "CLIPVisionConfig",
+        MLP | {"projection_dim": 10},
+    ),
+    "siglip": ("SiglipVisionModel", "SiglipVisionConfig", MLP),
+}
+
+
+def theirs_of(kind):
+    """A small model of transformers with random numbers in every tensor."""
+    transformers = pytest.importorskip("transformers", reason=WHERE)
+    model, config, options = CLASSES[kind]
+    built = getattr(transformers, model)(getattr(transformers, config)(**SIZES | options))
+    return give_random_values(built).eval()
+
+
+def random_images(count=2):
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@torch.inference_mode()
+def features_of(theirs, images):
+    """What a head reads, or its answer."""
+    outputs = theirs(pixel_values=images)
+    for name in ("logits", "image_embeds"):
+        if hasattr(outputs, name):
+            return getattr(outputs, name)
+    return outputs.pooler_output
+
+
+def assert_same(ours, theirs):
+    images = random_images()
+    with torch.inference_mode():
+        features = ours(images)
+    expected = features_of(theirs, images)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_the_features_of_transformers_classes(kind):
+    theirs = theirs_of(kind)
+    assert_same(load_vit(theirs.state_dict(), num_heads=3, image_size=32), theirs)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_the_files_on_the_hub_have_older_names(kind, tmp_path):
+    """`save_pretrained` writes them."""
+    theirs = theirs_of(kind)
+    theirs.save_pretrained(tmp_path)
+    ours = load_vit(tmp_path)
+    assert_same(ours, theirs)
+    assert ours.config.num_heads == 3  # from its config.json
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("generation", [4, 5])
+def test_written_back_transformers_reads_it(kind, generation, tmp_path):
+    theirs = theirs_of(kind)
+    ours = load_vit(theirs.state_dict(), num_heads=3, image_size=32)
+    other = give_random_values(theirs_of(kind), seed=5)
+    told = kind.split()[0] if "registers" not in kind else ""
+    written = to_huggingface(ours, generation, kind=told)
+    if generation == 5:
+        missing, unexpected = other.load_state_dict(written, strict=False)
+        assert not unexpected and not [name for name in missing if "pooler" not in name]
+    else:
+        other.config.save_pretrained(tmp_path)
+        save_file(written, tmp_path / "model.safetensors", {"format": "pt"})
+        other = type(other).from_pretrained(tmp_path)
+    assert_same(ours, other.eval())
+
+
+# Files of facebookresearch: timm's tensors under the names of dinov2, dinov3 and mae
+
+
+def timms(name, **changes):
+    """timm's architecture, small, with random numbers in every tensor."""
+    timm = pytest.importorskip("timm", reason=WHERE)
+    sizes = dict(img_size=64, patch_size=16, embed_dim=96, depth=2, num_heads=2, num_classes=0)
+    return give_random_values(timm.create_model(name, **sizes | changes)).eval()
+
+
+def renamed(tensors, *pairs):
+    """Tensors with words of their names replaced."""
+    result = {}
+    for name, tensor in tensors.items():
+        for theirs, other in pairs:
+            name = name.replace(theirs, other)
+        result[name] = tensor
+    return result
+
+
+def assert_same_as_timms(tensors, vit, **options):
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    ours = load_vit(tensors, image_size=64, **options)
+    with torch.inference_mode():
+        expected, features = vit(images), ours(images)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-4)
+    return ours
+
+
+@pytest.mark.parametrize("chunks", [False, True])
+def test_dinov2s_own_names(chunks, capsys):
+    vit = timms("vit_giant_patch14_reg4_dinov2")
+    tensors = renamed(
+        vit.state_dict(), ("reg_token", "register_tokens"), ("fc1", "w12"), ("fc2", "w3")
+    )
+    if chunks:
+        tensors = renamed(tensors, ("blocks.", "blocks.0."))
+    # Their class token has a position, and timm adds it to the token
+    position = torch.randn(1, 1, 96)
+    tensors["pos_embed"] = torch.cat([position, tensors["pos_embed"]], dim=1)
+    tensors["cls_token"] = tensors["cls_token"] - position
+    tensors["mask_token"] = torch.randn(1, 96)
+    assert_same_as_timms(tensors, vit, num_heads=2)
+    assert "mask_token (for masked patches)" in capsys.readouterr().out
+
+
+def dinov3s_own_tensors(vit):
+    """timm's DINOv3 with the names, the mask of biases and the periods of Meta's."""
+    tensors = renamed(
+        vit.state_dict(),
+        ("reg_token", "storage_tokens"),
+        ("gamma_1", "ls1.gamma"),
+        ("gamma_2", "ls2.gamma"),
+        ("fc1_g", "w1"),
+        ("fc1_x", "w2"),
+        ("fc2", "w3" if any("fc1_g" in name for name in vit.state_dict()) else "fc2"),
+    )
+    for layer in range(2):
+        q, v = (tensors.pop(f"blocks.{layer}.attn.{letter}_bias") for letter in "qv")
+        tensors[f"blocks.{layer}.attn.qkv.bias"] = torch.cat([q, torch.randn(96), v])
+        mask = torch.ones(3, 96)
+        mask[1] = 0
+        tensors[f"blocks.{layer}.attn.qkv.bias_mask"] = mask.flatten()
+    tensors["rope_embed.periods"] = 100.0 ** (torch.arange(12) / 12)
+    return tensors
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch16_dinov3_qkvb", "vit_small_plus_patch16_dinov3_qkvb"]
+)
+def test_dinov3s_own_names(name, capsys):
+    vit = timms(name, global_pool="token")
+    tensors = dinov3s_own_tensors(vit) | {"mask_token": torch.randn(1, 96)}
+    ours = assert_same_as_timms(tensors, vit)
+    assert ours.config.num_heads == 2  # from the periods
+    assert "heads" not in capsys.readouterr().out
+    tensors["rope_embed.periods"] = 50.0 ** (torch.arange(12) / 12)
+    with pytest.raises(ValueError, match="periods from 1 to 36"):
+        load_vit(tensors)
+
+
+def test_mae_leaves_its_decoder_behind(capsys):
+    vit = timms("vit_base_patch16_224", num_heads=2)
+    decoder = [
+        "decoder_pos_embed",
+        "decoder_embed.weight",
+        "decoder_blocks.0.norm1.weight",
+        "mask_token",
+    ]
+    tensors = vit.state_dict() | {name: torch.randn(3) for name in decoder}
+    assert_same_as_timms(tensors, vit, num_heads=2)
+    printed = capsys.readouterr().out
+    assert "3 of a decoder, mask_token (for masked patches)" in printed
+
+
+# open_clip
+
+
+def open_clips(**options):
+    """A small model of open_clip's, images and text, with random numbers in every tensor."""
+    open_clip = pytest.importorskip("open_clip", reason=WHERE)
+    vision = dict(image_size=32, patch_size=8, width=24, layers=2, head_width=8, mlp_ratio=2)
+    text = dict(context_length=7, vocab_size=11, width=16, heads=2, layers=1)
+    model = open_clip.CLIP(10, vision | options.pop("vision", {}), text, **options)
+    return give_random_values(model).eval()
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("whole", [False, True], ids=["tower", "whole"])
+def test_the_visual_tower_of_open_clip(quick, whole, tmp_path, capsys):
+    model = open_clips(quick_gelu=quick, vision={"ls_init_value": 0.1})
+    tensors = (model if whole else model.visual).state_dict()
+    save_file(tensors, tmp_path / "open_clip_model.safetensors")
+    vision = {"image_size": 32, "width": 24, "head_width": 8, "layers": 2, "patch_size": 8}
+    told = {"model_cfg": {"vision_cfg": vision, "quick_gelu": quick}}
+    told["preprocess_cfg"] = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5]}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(told), encoding="utf-8")
+    ours = load_vit(tmp_path)
+    images = random_images()
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(images), model.visual(images), atol=1e-5, rtol=1e-4)
+    assert ("of the text tower" in capsys.readouterr().out) == whole
+    assert normalization_of(tmp_path).mean == (0.1, 0.2, 0.3)
+    assert normalization_of(tensors).mean[0] == 0.48145466  # CLIP's, if nobody tells
+    vision["pool_type"] = "avg"
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(told), encoding="utf-8")
+    with pytest.raises(ValueError, match="tells of pool_type='avg', which is no part here"):
+        load_vit(tmp_path)
+
+
+def test_a_vit_of_timms_in_open_clip(tmp_path, capsys):
+    vit = timms("vit_base_patch16_siglip_224", num_heads=2)
+    tensors = {f"visual.trunk.{name}": tensor for name, tensor in vit.state_dict().items()}
+    tensors |= {"text.ln_final.weight": torch.randn(3), "logit_bias": torch.randn(1)}
+    assert_same_as_timms(tensors, vit, num_heads=2)
+    assert "2 of the text tower" in capsys.readouterr().out
+
+
+# Written for timm
+
+
+def written_for_timm(name, **options):
+    """Features of a model of timm's with what `to_timm` writes, and of ours."""
+    changes = options.pop("changes", {})
+    ours = load_vit(
+        timms(name, num_classes=5, **changes).state_dict(),
+        architecture=name,
+        num_heads=2,
+        image_size=64,
+    )
+    other = timms(name, num_classes=5, **changes)
+    give_random_values(other, seed=7).load_state_dict(to_timm(ours, **options), strict=True)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return other.eval()(images), ours(images)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("deit_tiny_distilled_patch16_224", {}),
+        ("vit_small_patch14_dinov2", {"layer_scale": True}),
+        ("vit_small_patch14_reg4_dinov2", {"layer_scale": True}),
+        ("vit_giant_patch14_reg4_dinov2", {"layer_scale": True}),
+        ("vit_small_patch16_dinov3_qkvb", {}),
+        ("vit_small_plus_patch16_dinov3_qkvb", {}),
+        ("vit_base_patch16_clip_224", {}),
+        ("vit_base_patch16_clip_quickgelu_224", {}),
+        ("vit_base_patch16_siglip_224", {}),
+    ],
+)
+def test_written_back_timm_reads_it(name, options):
+    expected, features = written_for_timm(name, **options)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_one_implementations_weights_for_another():
+    """transformers' CLIP for timm, with a bias of patches that moves into the positions."""
+    ours = load_vit(theirs_of("clip").state_dict(), num_heads=3)
+    with torch.no_grad():
+        ours.patch_embedding.projection.bias.normal_()
+    again = load_vit(to_timm(ours), num_heads=3, gelu="quick")
+    images = random_images()
+    with torch.inference_mode():
+        torch.testing.assert_close(again(images), ours(images), atol=1e-5, rtol=1e-4)
+
+
+def test_kinds_tell_what_others_have_a_place_for():
+    assert kind_of(tiny_vit().config) == "vit"
+    for kind in ("deit with two heads", "dinov2 with registers", "dinov3", "clip", "siglip"):
+        assert kind_of(load_vit(theirs_of(kind).state_dict(), image_size=32).config) in KINDS
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "words"),
+    [
+        ("eva02_base_patch16_clip_224", to_timm, "no other implementation here has a place"),
+        ("vit_wee_patch16_reg1_gap_256", to_timm, "no other implementation here has a place"),
+        ("vit_base_patch16_siglip_224", to_huggingface, "no siglip with a head"),
+        ("vit_base_patch16_clip_224", to_huggingface, "the head's bias has numbers"),
+        ("vit_small_patch16_dinov3_qkvb", to_torchvision, "has no place for the parts of"),
+        ("vit_small_patch14_reg4_dinov2", to_jax, "has no place for the parts of"),
+    ],
+)
+def test_what_others_have_no_place_for_is_refused(name, write, words):
+    vit = timms(name, num_classes=5)
+    ours = load_vit(vit.state_dict(), architecture=name, num_heads=2, image_size=64)
+    with pytest.raises(ValueError, match=words):
+        write(ours)
+
+
+def test_biases_of_keys_that_timm_has_no_place_for():
+    theirs = theirs_of("dinov3")
+    ours = load_vit(theirs.state_dict(), num_heads=3, image_size=32)
+    with torch.no_grad():
+        ours.encoder[1].attention.qkv.bias.normal_()
+    with pytest.raises(ValueError, match=r"encoder\.1.*numbers for keys"):
+        to_timm(ours)
+    assert "model.layer.1.attention.k_proj.bias" in to_huggingface(ours)
+
+
+def test_a_state_dict_of_ours_does_not_show_every_part():
+    vit = load_vit(theirs_of("dinov2 with registers").state_dict(), num_heads=3)
+    assert isinstance(vit, Descendant)
+    with pytest.raises(ValueError, match="parts that not all show .*write_vit"):
+        load_vit(vit.state_dict())
