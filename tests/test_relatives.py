@@ -1,15 +1,17 @@
 """Later ViTs under the names of transformers, open_clip and facebookresearch, read and written."""
 
 import json
+import os
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from tiny_vit import tiny_vit
 
-from going_modular.utils import give_random_values
+from going_modular.utils import CHECKOUT, give_random_values
 from going_modular.vit.descendants import Descendant
 from going_modular.vit.export import KINDS, kind_of, to_huggingface, to_jax, to_timm, to_torchvision
+from going_modular.vit.files import read_weights
 from going_modular.vit.weights import load_vit, normalization_of
 
 WHERE = "install it with `pip install -r requirements/peers.txt`"
@@ -350,3 +352,38 @@ def test_a_state_dict_of_ours_does_not_show_every_part():
     assert isinstance(vit, Descendant)
     with pytest.raises(ValueError, match="parts that not all show .*write_vit"):
         load_vit(vit.state_dict())
+
+
+# Real weights
+
+SHARED = (CHECKOUT / os.environ.get("SHARED", "../shared")).resolve()
+VIT_S_14 = SHARED / "weights/vit_small_patch14_224.timm.safetensors"
+
+
+@pytest.mark.skipif(
+    not VIT_S_14.is_file(), reason="the real checkpoint is not beside the repository"
+)
+def test_real_weights_with_their_layer_scale_unfolded_have_the_same_features():
+    """For timm, for transformers' DINOv2 and for dinov2's own names."""
+    tensors = read_weights(VIT_S_14).tensors
+    vit = load_vit(VIT_S_14, num_classes=0)
+    scaled = dict(tensors)
+    for layer in range(12):
+        for number, part in ((1, "attn.proj"), (2, "mlp.fc2")):
+            generator = torch.Generator().manual_seed(2 * layer + number)
+            scale = torch.rand(384, generator=generator) + 0.5
+            scaled[f"blocks.{layer}.ls{number}.gamma"] = scale
+            name = f"blocks.{layer}.{part}"
+            scaled[f"{name}.weight"] = scaled[f"{name}.weight"] / scale[:, None]
+            scaled[f"{name}.bias"] = scaled[f"{name}.bias"] / scale
+    images = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        features = vit(images)
+        for given in (
+            scaled,
+            to_huggingface(vit, 4, kind="dinov2"),
+            to_timm(vit, layer_scale=True),
+        ):
+            again = load_vit(given, num_classes=0)
+            assert type(again) is type(vit)
+            torch.testing.assert_close(again(images), features, atol=1e-4, rtol=1e-4)

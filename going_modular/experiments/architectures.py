@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from going_modular.utils import (
     count_parameters,
@@ -55,7 +54,7 @@ def architectures(pattern: str, million: float) -> Iterator[tuple[str, float]]:
         import timm
     except ImportError as error:
         raise ImportError(
-            "this compares with timm: `pip install -r requirements/peers.txt` installs it"
+            "this compares with timm: `pip install -r requirements.txt` installs it"
         ) from error
     for name in timm.list_models():
         if not re.search(KINDS, name) or re.search(OTHERS, name) or not re.search(pattern, name):
@@ -66,7 +65,7 @@ def architectures(pattern: str, million: float) -> Iterator[tuple[str, float]]:
             yield name, parameters
 
 
-def compared(name: str, million: float) -> Result:
+def result_of(name: str, million: float) -> Result:
     """Compare one of timm's architectures with what `load_vit` makes of its tensors."""
     import timm
 
@@ -79,14 +78,7 @@ def compared(name: str, million: float) -> Result:
             ours = load_vit(vit.state_dict(), architecture=name, image_size=size)
         except ValueError as error:
             return Result(name, million, "refused", reason_in(str(error)))
-        return judged(name, million, ours, images, expected)
-
-
-def judged(
-    name: str, million: float, ours: nn.Module, images: torch.Tensor, expected: torch.Tensor
-) -> Result:
-    """Compare logits of two models."""
-    logits = ours(images)
+        logits = ours(images)
     if logits.shape != expected.shape:
         return Result(name, million, "different", f"{tuple(logits.shape)} logits")
     apart, largest = (logits - expected).abs().max().item(), expected.abs().max().item()
@@ -95,12 +87,12 @@ def judged(
 
 
 def reason_in(message: str) -> str:
-    """The first tensor that is unknown, or the end of a message."""
-    unknown = re.search(r"unknown: (\S+)", message)
-    return f"unknown: {unknown[1]}" if unknown else message.splitlines()[-1].strip()
+    """The first tensor that does not fit, or the start of a message."""
+    problem = re.search(r"(unknown|missing): \S+|\S+ has shape .*", message)
+    return problem[0] if problem else message.splitlines()[0].strip()
 
 
-def page(results: Sequence[Result], versions: str) -> str:
+def page_of(results: Sequence[Result], versions: str) -> str:
     """The results as a page in Markdown."""
     counts = Counter(each.kind for each in results)
     rows = [
@@ -113,7 +105,8 @@ def page(results: Sequence[Result], versions: str) -> str:
         "tensor, one random image of the size that timm trained with. Two models are equal if "
         "their logits differ by at most 1e-4, or 1e-4 of the largest logit. By `python -m "
         "going_modular.experiments.architectures --write`.\n\n"
-        "| timm's architecture | million parameters | result | |\n| --- | --- | --- | --- |\n"
+        "| timm's architecture | million parameters | result | largest difference, or why |\n"
+        "| --- | --- | --- | --- |\n"
         + "\n".join(rows)
         + "\n"
     )
@@ -133,13 +126,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warnings.simplefilter("ignore")  # timm's, of names that it will drop
         began, results = time.monotonic(), []
         for name, million in architectures(options.pattern, options.million):
-            results.append(compared(name, million))
+            results.append(result_of(name, million))
             print(f"{results[-1].kind:9} {name}: {results[-1].remark}", flush=True)
         import timm
 
         versions = f"timm {timm.__version__}, torch {torch.__version__}"
         if options.write:
-            project_path(PAGE).write_text(page(results, versions), encoding="utf-8")
+            project_path(PAGE).write_text(page_of(results, versions), encoding="utf-8")
     counts = Counter(each.kind for each in results)
     print_table(("result", "architectures"), list(counts.items()))
     print(f"{time.monotonic() - began:.0f} s")

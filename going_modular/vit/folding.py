@@ -54,7 +54,8 @@ def fold_biases(tensors: dict[str, torch.Tensor]) -> None:
     """Biases that a model does without are zero: those of keys in EVA, of patches in CLIP.
 
     EVA and BEiT keep the biases of queries and values apart. DINOv3 masks that of keys. A
-    bias that only some layers lack is missing, and stays so.
+    bias that only some layers lack is missing, and stays so; so is that of patches in a ViT
+    that is no CLIP.
     """
     for layer in layers_with(tensors, "attention.qkv.bias_mask"):
         mask, name = tensors.pop(f"{layer}attention.qkv.bias_mask"), f"{layer}attention.qkv.bias"
@@ -63,6 +64,8 @@ def fold_biases(tensors: dict[str, torch.Tensor]) -> None:
         q, v = (tensors.pop(f"{layer}attention.{letter}_bias") for letter in "qv")
         tensors[f"{layer}attention.qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
     for part in ("attention.qkv.", "patch_embedding.projection."):
+        if part.startswith("patch") and "pre_norm.weight" not in tensors:
+            continue
         weights = [name for name in tensors if name.endswith(f"{part}weight")]
         biases = [name.replace("weight", "bias") for name in weights]
         if not tensors.keys() & set(biases):
@@ -71,9 +74,17 @@ def fold_biases(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def fold_layer_scale(tensors: dict[str, torch.Tensor]) -> None:
-    """s · (W x + b) is (s W) x + s b: the scale goes into the layer before it."""
+    """s · (W x + b) is (s W) x + s b: the scale goes into the layer before it.
+
+    Raises:
+        ValueError: if only some layers have one.
+    """
     for part, layer_before in (("attention", "projection"), ("mlp", "contract")):
-        for layer in layers_with(tensors, f"{part}.scale"):
+        scaled = layers_with(tensors, f"{part}.scale")
+        layers = layers_with(tensors, f"{part}.{layer_before}.weight")
+        if scaled and (without := [layer for layer in layers if layer not in scaled]):
+            raise ValueError(f"missing: the layer scale of {without[0]}{part}, others have one")
+        for layer in scaled:
             scale = tensors.pop(f"{layer}{part}.scale")
             name = f"{layer}{part}.{layer_before}."
             tensors[f"{name}weight"] = scale[:, None] * tensors[f"{name}weight"]

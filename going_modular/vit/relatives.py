@@ -119,7 +119,7 @@ def folded_with_parts(
             folded[f"norm.{kind}"] = folded.pop(f"pooled_norm.{kind}")
         if not parts.get("last_norm", True):
             folded.pop(f"norm.{kind}", None)
-    if parts.get("pool") != "attention":  # what does not read it
+    if "mean_head.weight" in tensors:  # which does not read the pooling that lies beside it
         for name in [name for name in folded if name.startswith("pooling.")]:
             del folded[name]
     if "pooling_heads" in told:
