@@ -68,11 +68,13 @@ def choose_vit(
         "dropout": recipe.dropout,
         "stochastic_depth": recipe.stochastic_depth,
     }
-    for name in ("image_size", "patch_size", "num_heads", "pool"):
+    for name in ("image_size", "patch_size", "num_heads", "pool", "architecture"):
         if (value := getattr(options, name)) is not None:
             config[name] = value
     set_seeds(options.seed)
     if not options.weights:
+        if options.architecture:
+            raise ValueError("--architecture tells about a file of weights: give --weights as well")
         vit = ViT(replace(MODELS[options.model], **config))
         return recipes.initialize(recipe.init, vit), Normalization(), "from scratch"
     stored = read_weights(options.weights)
@@ -289,7 +291,10 @@ def build_parser() -> argparse.ArgumentParser:
         "without: pizza, steak and sushi, which are downloaded or drawn",
         "model": f"a size of ViT: {', '.join(MODELS)} (default: %(default)s)",
         "weights": "start from these instead of from scratch: a file of ours, "
-        "torchvision's, timm's, Hugging Face's or the paper's",
+        "torchvision's, timm's, Hugging Face's or the paper's, also of a DeiT, DINOv2, DINOv3, "
+        "CLIP, SigLIP or EVA-02, which keep their parts",
+        "architecture": "timm's name for the model in a file of --weights, such as "
+        "vit_base_patch16_clip_224: it tells what no tensor shows",
         "image_size": "height and width in pixels, or one number for a square",
         "recipe": f"how to train: {', '.join(RECIPES)} (default: %(default)s)",
         "hold_out": "evaluate on this share of the training images, and leave the test "
@@ -305,6 +310,7 @@ def build_parser() -> argparse.ArgumentParser:
     start = parser.add_mutually_exclusive_group().add_argument
     start("--model", choices=MODELS, default="ViT-Mini/12", metavar="NAME", help=texts["model"])
     start("--weights", type=command_path, metavar="FILE", help=texts["weights"])
+    add("--architecture", metavar="NAME", help=texts["architecture"])
     add("--image-size", type=int, nargs="+", metavar="PIXELS", help=texts["image_size"])
     add("--patch-size", type=int, metavar="PIXELS", help="height and width of a patch")
     add("--num-heads", type=int, metavar="N", help="of attention; files of others rarely tell it")

@@ -26,26 +26,33 @@ def checksums_of(files: dict[str, bytes]) -> str:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves the contents in the server's `answers`.
-
-    A number is an error status. A pair (content, "cut") sends half of the content and
-    closes the connection, and (content, "stall") keeps it open without a word.
-    """
+    """Gives the server's `answers`, by path; see `give`."""
 
     def do_GET(self):
-        answer = self.server.answers.get(self.path, 404)
         self.server.asked.append(self.path)
-        if isinstance(answer, int):
+        self.give(self.server.answers.get(self.path, 404))
+
+    def give(self, answer):
+        """Send a file of this content, an error of this status, or call a function with `self`.
+
+        A pair (content, "cut") sends half of the content and closes the connection, and
+        (content, "stall") keeps it open without a word. (content, 1000) sends all of the
+        content, and says that it has 1,000 bytes.
+        """
+        if callable(answer):
+            answer(self)
+        elif isinstance(answer, int):
             self.send_error(answer)
-            return
-        content, ending = answer if isinstance(answer, tuple) else (answer, "")
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if ending else content)
-        self.wfile.flush()
-        if ending == "stall":
-            self.server.release.wait(20)
+        else:
+            content, fault = answer if isinstance(answer, tuple) else (answer, len(answer))
+            breaks = fault in ("cut", "stall")
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content) if breaks else fault))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2] if breaks else content)
+            self.wfile.flush()
+            if fault == "stall":
+                self.server.release.wait(60)
 
     def log_message(self, *_):
         pass

@@ -184,7 +184,7 @@ def compared_points():
 
 def test_notebook_13_shows_the_differences_of_the_results_and_names_the_effects():
     """Lines "...: +0.123 ± 0.012", with an addition where no effect is seen."""
-    (path,) = notebooks.NOTEBOOKS[13:]
+    (path,) = notebooks.NOTEBOOKS[13:14]
     shown = [
         output.get("text", "")
         for cell in nbformat.read(path, as_version=4).cells

@@ -6,6 +6,8 @@ import re
 import socket
 import sys
 import threading
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +22,16 @@ from going_modular import data_setup, engine
 from going_modular.drawings.synthetic_food import draw
 from going_modular.images.transforms import HALF, IMAGENET, denormalize, evaluation_transform
 from going_modular.predictions import predict_image
-from going_modular.utils import get_device
+from going_modular.utils import get_device, give_random_values
+from going_modular.vit.descendant_config import DescendantConfig, Rotary
+from going_modular.vit.descendants import Descendant
 from going_modular.vit.files import write_vit
-from going_modular.vit.inspect import attention_maps, attention_rollout, class_attention
+from going_modular.vit.inspect import (
+    attention_maps,
+    attention_rollout,
+    class_attention,
+    read_by_head,
+)
 
 gr = pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -47,12 +56,13 @@ def collected():
 
 def test_attention_is_that_of_the_chosen_layer_and_head():
     maps = torch.rand(3, 2, 5, 5, generator=torch.Generator().manual_seed(0))
-    of_head = demo.attention_of(maps, (2, 2), layer=3, head=2)
+    read = torch.eye(5)[0]  # the class token
+    of_head = demo.attention_of(maps, read, (2, 2), layer=3, head=2)
     assert torch.equal(of_head, maps[2, 1, 0, 1:].view(2, 2))
-    of_mean = demo.attention_of(maps, (2, 2), layer=1, head=0)
+    of_mean = demo.attention_of(maps, read, (2, 2), layer=1, head=0)
     torch.testing.assert_close(of_mean, maps[0, :, 0, 1:].mean(dim=0).view(2, 2))
     rollout = class_attention(attention_rollout(maps), (2, 2))
-    assert torch.equal(demo.attention_of(maps, (2, 2), layer=0, head=0), rollout)
+    assert torch.equal(demo.attention_of(maps, read, (2, 2), layer=0, head=0), rollout)
 
 
 def test_overlay_keeps_colors_where_attention_is_and_shows_the_rest_in_grey():
@@ -145,13 +155,45 @@ def test_a_trained_classifier_can_be_tried(size, grid, sharp, normalization, tmp
     transform = evaluation_transform(size, *normalization)
     expected = predict_image(vit, picture, names, transform, get_device())
     assert answers["probabilities"] == expected.probabilities
-    maps = attention_maps(vit, transform(picture)[None].to(get_device()))[0].cpu()
-    seen = class_attention(maps[1, 2], grid)
+    image = transform(picture)[None].to(get_device())
+    maps, read = attention_maps(vit, image).cpu(), read_by_head(vit, image).cpu()
+    (seen,) = class_attention(maps[:, 1, 2], grid, read)
     view = denormalize(evaluation_transform(sharp, *normalization)(picture), *normalization)
     assert np.array_equal(answers["attention"], demo.overlay(view, seen))
     assert answers["attention"].shape == (*sharp, 3)
     patches = answers["patches"]
     assert patches.shape[0] / patches.shape[1] == pytest.approx(size[0] / size[1], rel=0.05)
+
+
+PARTS = {
+    "registers": ({"num_registers": 2, "rotary": Rotary()}, "the class token"),
+    "pooling": ({"pool": "attention", "class_token": False}, "weighted by the attention pooling"),
+    "two": ({"pool": "class_and_register", "num_registers": 1}, "distillation token takes"),
+    "class and mean": ({"pool": "class_and_mean"}, "class token and mean of the patches"),
+}
+
+
+@pytest.mark.parametrize(("parts", "reader"), PARTS.values(), ids=PARTS)
+def test_a_descendant_shows_what_its_head_takes_from_patches(parts, reader, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    vit = give_random_values(Descendant(DescendantConfig(**asdict(tiny_vit().config) | parts)))
+    names = ["a", "b", "c", "d", "e"]
+    path = write_vit(vit.eval(), tmp_path / "vit.safetensors", class_names=names)
+    page = demo.build_page(*demo.trained_classifier(path))
+    texts = [b.value or "" for b in page.blocks.values() if isinstance(b, gr.Markdown)]
+    assert any(reader in text for text in texts)
+    picture = draw("sushi", np.random.default_rng(0), 100)
+    picture.save(tmp_path / "sushi.png")
+    (show,) = {block.fn for block in page.fns.values() if block.name == "show"}
+    answers = {c.elem_id: answer for c, answer in show(tmp_path / "sushi.png", 0, 0).items()}
+    transform = evaluation_transform(32)
+    expected = predict_image(vit, picture, names, transform, get_device())
+    assert answers["probabilities"] == expected.probabilities
+    image = transform(picture)[None].to(get_device())
+    rollout, read = attention_rollout(attention_maps(vit, image)), read_by_head(vit, image)
+    (seen,) = class_attention(rollout, (4, 4), read).cpu()
+    view = denormalize(evaluation_transform((560, 560))(picture))
+    assert np.array_equal(answers["attention"], demo.overlay(view, seen))
 
 
 def test_a_model_that_diverged_is_a_message_on_the_page(tmp_path, monkeypatch):
@@ -212,13 +254,17 @@ def test_no_uploaded_photo_is_left_when_the_server_has_stopped(tmp_path, monkeyp
     assert len(found) == 1 and not found[0].exists()
 
 
-# The page in a browser
+# Other hosts
 
 
-@pytest.fixture(scope="module")
-def served(chromium):
-    """The running demo: its port, its classifier and ViT, and the hosts that it has called."""
-    called, shown, listening = set(), [], True
+HERE = {"127.0.0.1", "localhost", "127.0.0.2"}
+ADDRESS = "http://192.0.2.1/photo.png"  # an example for documents: no server has it
+
+
+@contextmanager
+def hosts_called():
+    """The hosts that this process looks up or connects to."""
+    called, listening = set(), True
 
     def listen(event, arguments):
         if not listening:  # Python cannot remove a hook
@@ -228,6 +274,49 @@ def served(chromium):
         elif event == "socket.connect" and isinstance(arguments[1], tuple):
             called.add(arguments[1][0])
 
+    sys.addaudithook(listen)
+    try:
+        yield called
+    finally:
+        listening = False
+
+
+def test_an_address_that_a_request_names_is_not_fetched(tmp_path, monkeypatch):
+    """Gradio would ask a name server about it, and then the host."""
+    path = write_vit(tiny_vit(), tmp_path / "vit.safetensors", class_names=list("abcde"))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setenv("NO_PROXY", "*")
+    file = {"path": ADDRESS, "meta": {"_type": "gradio.FileData"}}
+    routes, events = [], []
+
+    def ask(page):
+        home = f"{page.local_url}gradio_api"
+        for route in ("file=", "file/", "proxy="):
+            for address in (ADDRESS, ADDRESS.replace(":", "%3A").replace("/", "%2F")):
+                for method in ("GET", "HEAD"):
+                    routes.append(requests.request(method, f"{home}/{route}{address}", timeout=60))
+        for data in ([file, 0, 0], [None, [{"layer": file}], 0]):
+            asked = requests.post(f"{home}/call/show", json={"data": data}, timeout=60).json()
+            events.append(requests.get(f"{home}/call/show/{asked['event_id']}", timeout=60).text)
+
+    monkeypatch.setattr(gr.Blocks, "block_thread", ask)
+    with hosts_called() as called:
+        demo.main(["--weights", str(path)])
+        gr.close_all(verbose=False)
+    assert [answer.status_code for answer in routes] == 12 * [403]
+    assert all("fetches nothing" in answer.text for answer in routes[::2])
+    assert all("event: error" in event and "does not fit the page" in event for event in events)
+    assert {host for host in called if host} <= HERE
+
+
+# The page in a browser
+
+
+@pytest.fixture(scope="module")
+def served(chromium):
+    """The running demo: its port, its classifier and ViT, and the hosts that it has called."""
+    shown = []
+
     def build_page(classifier, vit, description, build_page=demo.build_page):
         shown.extend([classifier, vit])
         return build_page(classifier, vit, description)
@@ -235,8 +324,7 @@ def served(chromium):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    sys.addaudithook(listen)
-    with pytest.MonkeyPatch.context() as patch:
+    with hosts_called() as called, pytest.MonkeyPatch.context() as patch:
         patch.setenv("FOODVISION_SOURCE", "synthetic")
         patch.setenv("GRADIO_TEMP_DIR", "restored afterwards")
         patch.setattr(demo, "build_page", build_page)
@@ -248,7 +336,6 @@ def served(chromium):
             assert ready.wait(timeout=120)
             yield SimpleNamespace(port=port, classifier=shown[0], vit=shown[1], called=called)
         finally:
-            listening = False
             done.set()
             server.join()
             gr.close_all(verbose=False)
@@ -465,5 +552,4 @@ def test_the_server_listens_here_only_and_calls_nobody(served):
         socket.create_connection(("127.0.0.2", served.port), timeout=1)
     with socket.create_connection(("127.0.0.1", served.port), timeout=1):
         pass
-    here = {"127.0.0.1", "localhost", "127.0.0.2"}
-    assert {host for host in served.called if host} <= here
+    assert {host for host in served.called if host} <= HERE

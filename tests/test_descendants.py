@@ -131,6 +131,10 @@ def test_a_bias_that_one_layer_lacks_is_missing():
     [
         ({"class_token": False}, 'pool="class_token" needs class_token=True'),
         ({"pool": "class_and_register"}, "needs num_registers of at least 1"),
+        (
+            {"pool": "class_and_mean", "representation_size": 8},
+            'pool="class_and_mean" has no layer before the head',
+        ),
         ({"pool": "max"}, "pool must be .*attention.*, got 'max'"),
         ({"rotary": Rotary(), "num_heads": 4}, "multiple of 4 · num_heads"),
         ({"swiglu": 1}, "swiglu must be True or False, got 1"),

@@ -13,6 +13,7 @@ from torch import nn
 
 from going_modular.checks import (
     NotYet,
+    after_the_paper,
     getting_setup,
     is_close,
     patch_embedding,
@@ -21,6 +22,7 @@ from going_modular.checks import (
     result_of,
 )
 from going_modular.publishing import notebooks
+from going_modular.vit.descendants import turn
 
 EXERCISES = notebooks.EXERCISES
 each_pair = pytest.mark.parametrize(
@@ -267,3 +269,132 @@ def test_a_learner_sees_the_hint_and_no_traceback(tmp_path):
             (output,) = cell.outputs
             (line,) = output.traceback
             assert re.match("✗ Not yet: .*replace the dots", line)
+
+
+def deit_heads(combine):
+    """A function for exercise 14.2 that makes the logits of two heads in its own way."""
+
+    def fold_heads(first, second):
+        class Folded(nn.Module):
+            def forward(self, tokens):
+                return combine(first, second, *tokens.chunk(2, dim=1))
+
+        return Folded()
+
+    return fold_heads
+
+
+def sum_of_heads(first, second, x, y):
+    return first(x) + second(y)
+
+
+def heads_swapped(first, second, x, y):
+    return (first(y) + second(x)) / 2
+
+
+def biases_added(first, second, x, y):
+    return (first(x) + second(y) + first.bias + second.bias) / 2
+
+
+@pytest.mark.parametrize(
+    "answer, hint",
+    [
+        (deit_heads(sum_of_heads), "the sum of the two answers"),
+        (deit_heads(heads_swapped), "which head reads the first token"),
+        (deit_heads(biases_added), "the biases belong to the mean"),
+        (lambda first, second: first, "the layer reads 6 numbers"),
+        (lambda first, second: first.weight, "its type is Parameter"),
+    ],
+)
+def test_14_hints_at_what_is_wrong_with_two_heads_in_one(answer, hint):
+    with pytest.raises(NotYet, match=hint):
+        after_the_paper.two_heads_in_one(answer)
+
+
+def patches_with(normalize, chosen):
+    """A function for exercise 14.3 with its own targets and its own choice of patches."""
+
+    def masked_loss(found, target, order, visible):
+        indices = chosen(order, visible).unsqueeze(2)
+        pairs = (torch.take_along_dim(x, indices, dim=1) for x in (found, normalize(target)))
+        return nn.functional.mse_loss(*pairs)
+
+    return masked_loss
+
+
+def by_patch(target):
+    return after_the_paper.normalized(target, 2)
+
+
+def hidden(order, visible):
+    return order[:, visible:]
+
+
+@pytest.mark.parametrize(
+    "answer, hint",
+    [
+        (patches_with(by_patch, lambda order, n: order), "the error of all patches"),
+        (patches_with(by_patch, lambda order, n: order[:, :n]), "the encoder has seen"),
+        (patches_with(by_patch, lambda order, n: order.sort().values[:, n:]), "has its own"),
+        (patches_with(lambda target: target, hidden), "which target"),
+        (patches_with(lambda t: after_the_paper.normalized(t, (1, 2)), hidden), "of its own"),
+    ],
+)
+def test_14_hints_at_what_is_wrong_with_a_masked_loss(answer, hint):
+    after_the_paper.loss_of_hidden_patches(patches_with(by_patch, hidden))
+    with pytest.raises(NotYet, match=hint):
+        after_the_paper.loss_of_hidden_patches(answer)
+
+
+def scaled(weight, bias):
+    """A function for exercise 14.4 that scales the two tensors in its own way."""
+
+    def fold_scale(layer, scale):
+        new = copy.deepcopy(layer)
+        with torch.no_grad():
+            new.weight.copy_(weight(layer.weight, scale))
+            new.bias.copy_(bias(layer.bias, scale))
+        return new
+
+    return fold_scale
+
+
+def scaled_in_place(layer, scale):
+    with torch.no_grad():
+        layer.weight.mul_(scale[:, None])
+        layer.bias.mul_(scale)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "answer, hint",
+    [
+        (scaled(lambda W, s: s[:, None] * W, lambda b, s: b), "What happens to the bias"),
+        (scaled(lambda W, s: s.mean() * W, lambda b, s: s * b), "Which rows or columns"),
+        (scaled_in_place, "the given layer has changed"),
+    ],
+)
+def test_14_hints_at_what_is_wrong_with_a_folded_scale(answer, hint):
+    with pytest.raises(NotYet, match=hint):
+        after_the_paper.scale_in_the_layer(answer)
+
+
+def turned_in_pairs(x, positions, frequencies):
+    """Exercise 14.5 with numbers 2i and 2i + 1 as one point."""
+    points = torch.view_as_complex(x.unflatten(1, (-1, 2)).contiguous())
+    angles = positions[:, None] * frequencies
+    return torch.view_as_real(points * torch.polar(torch.ones_like(angles), angles)).flatten(1)
+
+
+@pytest.mark.parametrize(
+    "answer, same, hint",
+    [
+        (lambda x, p, f: turn(x, -p[:, None] * f), True, "the other way"),
+        (turned_in_pairs, True, "the coordinates of one point"),
+        (lambda x, p, f: turn(x, p[:, None] * f), False, "by which angle"),
+        (lambda x, p, f: turn(x, p[:, None] * f), 1, "True or False"),
+    ],
+)
+def test_14_hints_at_what_is_wrong_with_turned_points(answer, same, hint):
+    with pytest.raises(NotYet, match=hint):
+        after_the_paper.turned_pairs(answer, same)

@@ -198,7 +198,7 @@ def test_a_command_reads_its_file_of_weights_once(path, tmp_path, opened, name):
     torch.save(to_timm(tiny_vit()), tmp_path / "timm.pth")
     backbones.load_vit_file(tmp_path / name)
     assert opened == [name]
-    sizes = dict.fromkeys(("image_size", "patch_size", "num_heads", "pool"))
+    sizes = dict.fromkeys(("image_size", "patch_size", "num_heads", "pool", "architecture"))
     options = SimpleNamespace(weights=tmp_path / name, seed=0, **sizes)
     train.choose_vit(options, RECIPES["chapter"], NAMES)
     assert opened == [name] * 2

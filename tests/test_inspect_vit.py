@@ -14,7 +14,6 @@ from going_modular.vit.inspect import (
     attention_maps,
     attention_rollout,
     class_attention,
-    class_tokens_in,
     cover,
     embedding_filters,
     grid_of,
@@ -23,6 +22,7 @@ from going_modular.vit.inspect import (
     patch_distances,
     position_embedding_similarity,
     token_similarity,
+    tokens_before_patches,
 )
 
 KINDS = {
@@ -154,9 +154,18 @@ def test_class_attention_is_row_0_or_the_mean_of_all_rows():
     assert torch.equal(picture[1], maps[1, 0, 1:].view(2, 2))
     picture = class_attention(maps, (1, 5))
     assert_close(picture[1, 0], torch.stack([row for row in maps[1]]).mean(0))
-    assert class_tokens_in(7, (2, 3)) == 1 and class_tokens_in(6, (2, 3)) == 0
     with pytest.raises(ValueError, match="5 tokens are not a grid of 2 x 3 = 6"):
         class_attention(maps, (2, 3))
+
+
+def test_tokens_that_are_not_those_of_a_grid():
+    assert [tokens_before_patches(tokens, (2, 3)) for tokens in (6, 7, 22)] == [0, 1, 16]
+    for tokens in (5, 23):
+        with pytest.raises(ValueError, match=f"{tokens} tokens are not a grid of 2 x 3 = 6"):
+            tokens_before_patches(tokens, (2, 3))
+    for side in range(8, 40):  # the grid of images of another size
+        with pytest.raises(ValueError, match="give the grid of these images"):
+            tokens_before_patches((side + 1) ** 2 + 1, (side, side))
 
 
 # Distance

@@ -477,13 +477,13 @@ def test_the_three_lines_of_the_readme(tmp_path, monkeypatch, capsys, picture):
     assert names[best] in capsys.readouterr().out
 
 
-def test_the_three_lines_of_the_readme_that_look_inside(tmp_path, monkeypatch, picture):
+def test_the_four_lines_of_the_readme_that_look_inside(tmp_path, monkeypatch, picture):
     vit = give_random_values(create_vit("ViT-Ti/16"))
     picture.save(tmp_path / "photo.jpg")
     monkeypatch.setattr(utils, "CHECKOUT", tmp_path)
     monkeypatch.chdir(tmp_path)
     code = readme_code("plot_attention")
-    assert len(code.split("\n\n")[1].splitlines()) == 3
+    assert len(code.split("\n\n")[1].splitlines()) == 4
     names = {"vit": vit, "evaluation_transform": transforms.evaluation_transform}
     exec(code, names)
     with Image.open(tmp_path / "seen.png") as picture:

@@ -1,7 +1,7 @@
 """How much memory a training needs, counted and by formula, and the guard before it."""
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -11,6 +11,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from going_modular.model_builder import VIT_CONFIGS, ViT
 from going_modular.training import fit, memory, recipes
 from going_modular.training.recipes import Recipe
+from going_modular.vit.descendant_config import DescendantConfig, Rotary
+from going_modular.vit.descendants import Descendant, build_vit
 
 SMALL = replace(VIT_CONFIGS["ViT-Ti/16"], num_layers=2, dropout=0.0)
 
@@ -42,8 +44,31 @@ def test_the_formula_for_activations_counts_every_byte(config, precision, batch_
     assert memory.activation_bytes(config, batch_size, precision) == counted
 
 
-def test_states_are_16_bytes_a_parameter():
-    vit = ViT(TINY)
+PARTS = {
+    "registers": {"num_registers": 3},
+    "no class token": {"pool": "mean", "class_token": False},
+    "attention pooling": {"pool": "attention", "class_token": False},
+    "two tokens": {"pool": "class_and_register", "num_registers": 1},
+    "rotary": {"rotary": Rotary(100.0, centered=True), "pos_embedding": "none"},
+    "learned rotary": {"rotary": Rotary(learned=True)},
+    "gate": {"swiglu": True},
+    "gate and norms": {"swiglu": True, "mlp_norm": True, "attention_norm": True},
+    "more norms": {"qk_norm": True, "pre_norm": True, "mlp_norm": True},
+    "quick": {"gelu": "quick", "pooled_norm": True},
+}
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_formula_for_descendants_is_near_the_count(parts, precision):
+    config = DescendantConfig(**asdict(SMALL) | parts)
+    counted = counted_activation_bytes(Descendant(config), 8, precision)
+    assert memory.activation_bytes(config, 8, precision) == pytest.approx(counted, rel=0.03)
+
+
+@pytest.mark.parametrize("config", [TINY, DescendantConfig(**asdict(TINY) | PARTS["gate"])])
+def test_states_are_16_bytes_a_parameter(config):
+    vit = build_vit(config)
     optimizer = recipes.build_optimizer(vit, Recipe(epochs=1, weight_decay=0.1))
     vit(torch.rand(1, 3, 32, 32)).sum().backward()
     optimizer.step()
@@ -53,7 +78,7 @@ def test_states_are_16_bytes_a_parameter():
         *(t for state in optimizer.state.values() for t in state.values() if t.ndim),
     ]
     counted = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    assert memory.state_bytes(TINY) == counted
+    assert memory.state_bytes(config) == counted
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

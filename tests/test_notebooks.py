@@ -36,6 +36,7 @@ SERIES = [
     "11_paper_recipe",
     "12_inside_vit",
     "13_what_the_paper_found",
+    "14_after_the_paper",
 ]
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem[:2])
 
@@ -265,7 +266,7 @@ def test_pictures_are_stored_small():
     assert np.array_equal(stored, plot)  # few colours: nothing is lost
 
 
-LONG = ("02", "06", "07", "08", "09", "11", "12", "13")
+LONG = ("02", "06", "07", "08", "09", "11", "12", "13", "14")
 
 
 @pytest.mark.parametrize(

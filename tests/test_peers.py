@@ -1,6 +1,6 @@
 """Our ViT against the published implementations, with random numbers in every tensor.
 
-timm, transformers and vit-pytorch are in requirements/peers.txt; without them their
+transformers and vit-pytorch are in requirements/peers.txt; without them their
 tests are skipped.
 """
 

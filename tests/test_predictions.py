@@ -19,8 +19,8 @@ from going_modular.predictions import (
     pred_and_plot_image,
     predict_image,
 )
+from going_modular.vit.export import to_timm
 from going_modular.vit.files import write_vit
-from going_modular.vit.weights import to_timm
 
 NAMES = ["red", "green", "blue"]
 

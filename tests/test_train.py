@@ -12,16 +12,20 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from faults.command import failing_in_second_save
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_descendants import small
 
 from going_modular import data_setup, engine, predictions, train
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.training import fit, recipes
 from going_modular.utils import give_random_values
 from going_modular.vit import descendants
+from going_modular.vit.descendant_config import Rotary
+from going_modular.vit.export import to_huggingface
 from going_modular.vit.files import read_classifier, read_vit, write_vit
-from going_modular.vit.weights import to_huggingface
+from going_modular.vit.weights import load_vit
 
 
 @pytest.fixture
@@ -519,16 +523,11 @@ def test_a_rate_that_falls_over_the_run_has_its_length(folder, schedule, capsys)
 def test_a_save_that_fails_keeps_the_old_checkpoint(folder, capsys, monkeypatch):
     """On a disk that gets full; tests/faults has a real one, and a process that is killed."""
     words, checkpoint = arguments(folder, "full", epochs=3), folder / "full/checkpoint.pt"
-    plain, saved = torch.save, []
 
-    def save(state, path):
-        saved.append(path)
-        plain(state, path)
-        if len(saved) == 2:
-            os.truncate(path, path.stat().st_size // 2)
-            raise OSError(errno.ENOSPC, "No space left on device")
+    def fail():
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(torch, "save", failing_in_second_save(fail))
     with pytest.raises(SystemExit):
         train.main(words)
     (line,) = capsys.readouterr().err.splitlines()
@@ -602,3 +601,49 @@ def test_a_file_of_weights_says_what_else_it_was_given(tmp_path):
     assert again.config == vit.config and not again.training
     for name, tensor in vit.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor.float())
+
+
+# Later ViTs
+
+LATER = {
+    "deit_tiny_distilled_patch16_224": {"pool": "class_and_register", "num_registers": 1},
+    "eva02_base_patch14_224": {"swiglu": True, "rotary": Rotary(reference=16)},
+    "vit_base_patch16_clip_quickgelu_224": {"pre_norm": True, "gelu": "quick"},
+    "vit_base_patch16_siglip_224": {"pool": "attention", "class_token": False},
+    "vit_small_patch14_reg4_dinov2": {"num_registers": 4, "pool": "class_token"},
+    "vit_small_patch16_dinov3": {"num_registers": 4, "pool": "mean", "pos_embedding": "none"},
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_later_vits_are_fine_tuned_with_all_their_parts(folder, name, capsys, monkeypatch):
+    start = folder / "start.safetensors"
+    save_file(small(name).state_dict(), start)
+    changes = {"architecture": name, "num_heads": 2, "image_size": 32, "stochastic_depth": 0.2}
+    train.main(arguments(folder, weights=start, **changes | SHORT))
+    assert "with a new head" in capsys.readouterr().out
+    (line,) = log_of(folder / "run")
+    assert line["epoch"] == 1 and line["train_loss"] < 1  # log 2 = 0.69 with a head of zeros
+    vit, notes = read_vit(folder / "run/vit.safetensors")
+    assert notes["class_names"] == ["red", "sea"] and vit.config.num_classes == 2
+    assert vit.config.stochastic_depth == 0.2 and vit.config.dropout == 0.1
+    for part, value in LATER[name].items():
+        assert getattr(vit.config, part) == value
+    before = load_vit(start, num_classes=2, architecture=name, num_heads=2, image_size=32)
+    assert not before.head.weight.any() and vit.head.weight.any()
+    moved = before.state_dict().keys() - {
+        n for n, tensor in vit.state_dict().items() if torch.equal(tensor, before.state_dict()[n])
+    }
+    assert moved == before.state_dict().keys()
+
+    train.main(arguments(folder, weights=start, **changes | SHORT))  # reads its checkpoint
+    assert "1 of 1 epochs are done" in capsys.readouterr().out
+    monkeypatch.chdir(folder)
+    predictions.main(["images/test/sea/1.png", "--weights", "run/vit.safetensors"])
+    assert "%" in capsys.readouterr().out
+
+
+def test_an_architecture_without_weights_is_refused(folder, capsys):
+    with pytest.raises(SystemExit):
+        train.main(arguments(folder, architecture="vit_base_patch16_clip_224"))
+    assert "give --weights as well" in capsys.readouterr().err

@@ -106,9 +106,7 @@ def page_of(results: Sequence[Result], versions: str) -> str:
         "their logits differ by at most 1e-4, or 1e-4 of the largest logit. By `python -m "
         "going_modular.experiments.architectures --write`.\n\n"
         "| timm's architecture | million parameters | result | largest difference, or why |\n"
-        "| --- | --- | --- | --- |\n"
-        + "\n".join(rows)
-        + "\n"
+        "| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
     )
 
 

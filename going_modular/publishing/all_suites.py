@@ -66,7 +66,7 @@ PARTS = {
 }
 
 
-@functools.cache  # the pages that a run writes are no change of what it tests
+@functools.cache
 def this_run() -> str:
     """The day and the commit of a run, when it began."""
     git = ["git", "describe", "--always", "--dirty"]
@@ -334,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         BUILD.mkdir(exist_ok=True)
         if keep:
             COVERAGE.unlink(missing_ok=True)  # an older run's must not reach the page
-        this_run()
+        this_run()  # for all rows: the pages that we write would make the commit "-dirty" later
         rows, not_run = [], []
         for suite in only or [*SUITES, TYPES]:
             if row := row_of(suite):

@@ -3,12 +3,14 @@
 python -m going_modular.publishing.demo                            # our backbone and a new head
 python -m going_modular.publishing.demo --weights vit.safetensors  # a model of going_modular.train
 
-Only this machine can reach the server, and the page asks no other host.
+Only this machine can reach the server. The page asks no other host, and no request of a page
+makes the server ask one.
 """
 
 import argparse
 import contextlib
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -31,7 +33,12 @@ from going_modular.training.recipes import HEAD
 from going_modular.utils import command_path, errors_in_one_line, get_device, set_seeds
 from going_modular.vit.backbones import load_pretrained_backbone, vit_of
 from going_modular.vit.files import Classifier, read_classifier
-from going_modular.vit.inspect import attention_maps, attention_rollout, class_attention
+from going_modular.vit.inspect import (
+    attention_maps,
+    attention_rollout,
+    class_attention,
+    read_by_head,
+)
 from going_modular.vit.plots import upsample
 from going_modular.vit.positions import Grid
 
@@ -111,17 +118,22 @@ def read_picture(picture: str | Path | Image.Image) -> Image.Image:
     return picture
 
 
-def attention_of(maps: torch.Tensor, grid: Grid, layer: int, head: int) -> torch.Tensor:
+def attention_of(
+    maps: torch.Tensor, read: torch.Tensor, grid: Grid, layer: int, head: int
+) -> torch.Tensor:
     """The attention to each patch: maps (L, h, T, T) -> (rows, columns).
 
     Args:
+        read: how much of each token the head reads, (T), see `read_by_head`.
         layer: counted from 1. 0 is the rollout over all layers, for any head.
         head: counted from 1. 0 is the mean of all heads.
     """
     if layer == 0:
-        return class_attention(attention_rollout(maps), grid)
-    heads = maps[int(layer) - 1]  # JSON has 1.0 as well
-    return class_attention(heads[int(head) - 1] if head else heads.mean(dim=0), grid)
+        attention = attention_rollout(maps)
+    else:
+        heads = maps[int(layer) - 1]  # JSON has 1.0 as well
+        attention = heads[int(head) - 1] if head else heads.mean(dim=0)
+    return class_attention(attention[None], grid, read[None])[0]
 
 
 def overlay(image: np.ndarray, attention: torch.Tensor) -> np.ndarray:
@@ -153,6 +165,13 @@ Your photo stays on this machine. The server deletes it when newer ones have com
 latest when Ctrl-C stops the server."""
 PROBABILITIES = """**How to read it:** the numbers compare these classes and sum to
 100% for any picture. A probability is no certainty: 99% can be wrong."""
+READERS = {
+    "class_token": "class token",
+    "mean": "average token",
+    "attention": "average token, weighted by the attention pooling,",
+    "class_and_register": "average of class token and distillation token",
+    "class_and_mean": "average of class token and mean of the patches",
+}
 ATTENTION = """**How to read it:** the {} takes most from the brightest patch, and
 nothing from a dark grey one. **Attention is not an explanation:** it shows where a token
 took something from, not what the answer depended on. In notebook 12, covering the brightest
@@ -177,13 +196,21 @@ def check_gradio() -> None:
 def preprocess_in_words(preprocess: Callable) -> Callable:
     """Gradio's `preprocess`, which explains the error where the page would never send such data.
 
-    Gradio alone would print a traceback on the server, and show the page no reason.
+    Gradio alone would print a traceback on the server, and show the page no reason. It would
+    also fetch a file whose path is an address.
     """
     import gradio as gr
+    from gradio_client.utils import is_file_obj_with_meta, traverse
 
-    async def preprocess_data(*arguments):
+    def refuse_address(file):
+        if "://" in file["path"]:
+            raise ValueError("an address instead of a file")
+        return file
+
+    async def preprocess_data(block_fn, inputs, *others):
         try:
-            return await preprocess(*arguments)
+            traverse(inputs, refuse_address, is_file_obj_with_meta)
+            return await preprocess(block_fn, inputs, *others)
         except gr.Error as error:  # it has a reason
             error.print_exception = False
             raise
@@ -231,6 +258,7 @@ def build_page(classifier: Classifier, vit: ViT, description: str) -> "gr.Blocks
             return {message: f"**{error}**", **hidden}
         image = transform(picture)[None].to(device)  # (1, 3, H, W)
         maps = attention_maps(vit, image)[0].cpu()
+        read = read_by_head(vit, image)[0].cpu()
         # The same part of the picture with more pixels than the model gets
         view = denormalize(evaluation_transform(sharp_size, **colors)(picture), **colors)
         picture.thumbnail((640, 640))  # browsers cannot show every kind of file
@@ -240,8 +268,8 @@ def build_page(classifier: Classifier, vit: ViT, description: str) -> "gr.Blocks
             verdict: gr.Column(visible=True),
             probabilities: prediction.probabilities,
             pictures: gr.Row(visible=True),
-            looked: (view, maps),
-            attention: overlay(view, attention_of(maps, grid, layer, head)),
+            looked: (view, maps, read),
+            attention: overlay(view, attention_of(maps, read, grid, layer, head)),
             patches: separate_patches(denormalize(image[0], **colors), grid),
         }
 
@@ -254,8 +282,8 @@ def build_page(classifier: Classifier, vit: ViT, description: str) -> "gr.Blocks
         if looked is None:  # after `PAGES` newer pages, or a new start of the server
             words = "The server has no picture of this page, or not any more. Choose one again."
             raise gr.Error(words, print_exception=False)
-        view, maps = looked
-        lit = overlay(view, attention_of(maps, grid, layer, head))
+        view, maps, read = looked
+        lit = overlay(view, attention_of(maps, read, grid, layer, head))
         return lit, gr.Dropdown(value=head if layer else 0, interactive=layer > 0)
 
     def choose(name, everything, count):
@@ -318,9 +346,7 @@ def build_page(classifier: Classifier, vit: ViT, description: str) -> "gr.Blocks
                 with gr.Row():
                     layer = choose("layer", "rollout over all layers", config.num_layers)
                     head = choose("head", "mean of all heads", config.num_heads)
-                has_class_token = config.pool == "class_token"
-                token = "class token" if has_class_token else "average token"
-                gr.Markdown(ATTENTION.format(token))
+                gr.Markdown(ATTENTION.format(READERS[config.pool]))
             with gr.Column():
                 patches = shown("patches")
                 gr.Markdown(PATCHES.format(H, W, *grid))
@@ -334,8 +360,17 @@ def build_page(classifier: Classifier, vit: ViT, description: str) -> "gr.Blocks
 
 
 async def forbid_other_hosts(request, call_next):
-    """Add to each answer that the browser must ask this server only."""
-    answer = await call_next(request)
+    """Refuse a path with an address in it, and tell the browser to ask this server only.
+
+    Gradio would fetch the address for `/gradio_api/file=`.
+    """
+    from starlette.responses import JSONResponse
+
+    if "://" in request.scope["path"]:
+        words = "This server fetches nothing from other addresses."
+        answer = JSONResponse({"detail": words}, status_code=403)
+    else:
+        answer = await call_next(request)
     answer.headers["Content-Security-Policy"] = "default-src 'self' data: blob: 'unsafe-inline'"
     return answer
 
@@ -431,4 +466,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    # SIGTERM ends the server as Ctrl-C does, so that it deletes the photos
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

@@ -2,9 +2,11 @@
 
 import torch
 
-from going_modular.model_builder import ViT, ViTConfig
+from going_modular.model_builder import ViTConfig
 from going_modular.training.recipes import Recipe, parameter_groups
 from going_modular.utils import count_parameters
+from going_modular.vit.descendant_config import DescendantConfig
+from going_modular.vit.descendants import build_vit
 
 # What the formulas leave out: dropout's masks, work space, gaps between tensors
 HEADROOM = 1.25
@@ -13,7 +15,8 @@ HEADROOM = 1.25
 def activation_bytes(config: ViTConfig, batch_size: int, precision: str) -> int:
     """Bytes that a forward pass keeps for the backward pass on a CPU, without dropout.
 
-    For a class token and no representation layer.
+    It is exact for a class token and no representation layer, and nearly so for the parts
+    of descendants (`bytes_of_parts`).
 
     Of each token a block keeps, in numbers of w bytes (4 in "float32", else 2):
 
@@ -28,28 +31,54 @@ def activation_bytes(config: ViTConfig, batch_size: int, precision: str) -> int:
     """
     D, h = config.embedding_dim, config.num_heads
     w = 4 if precision == "float32" else 2
-    tokens = batch_size * (config.num_patches + 1)
+    tokens = batch_size * (config.num_tokens_before_patches + config.num_patches)
     block = tokens * (2 * 4 * D + 6 * w * D + 2 * w * config.mlp_dim + 4 * (4 + h))
+    outside = 0
+    if isinstance(config, DescendantConfig):
+        block += tokens * bytes_of_parts(config, w)
+        outside += tokens * 4 * (D + 2) * config.pre_norm
+        outside += tokens * 4 * w * D * (config.pool == "attention")  # q, k, v of all tokens
     H, W = config.image_hw
-    images = batch_size * config.in_channels * H * W * w
+    outside += batch_size * config.in_channels * H * W * w  # the images
     last_norm = tokens * 4 * (D + 2)
     if precision == "float32":  # the class token is a view of all tokens: all stay
-        return config.num_layers * block + images + last_norm + tokens * 4 * D
+        return config.num_layers * block + outside + last_norm + tokens * 4 * D
     copies = 2 * matrix_numbers(config)
-    return config.num_layers * block + images + last_norm + batch_size * D * w + copies
+    return config.num_layers * block + outside + last_norm + batch_size * D * w + copies
+
+
+def bytes_of_parts(config: DescendantConfig, w: int) -> int:
+    """What the parts of a descendant add to the bytes that a block keeps of each token.
+
+    Attention keeps a copy of what it puts out. A gate keeps two more hidden layers, and
+    CLIP's GELU one. A LayerNorm keeps its input and, for each vector, mean and deviation.
+    Where queries and keys are normalized, or turned by learned frequencies, q, k and v are
+    also kept as they were before. The angles of rotary positions are left out: they are as
+    many for any number of images.
+
+    Args:
+        w: bytes of a number, see `activation_bytes`.
+    """
+    quick = config.gelu == "quick" and not config.swiglu
+    learned = config.rotary is not None and config.rotary.learned
+    hidden = 2 * config.swiglu + config.mlp_norm + quick
+    width = 1 + config.attention_norm + 3 * config.qk_norm + 3 * learned
+    width += config.swiglu and w == 2  # two layers copy the same input into 16 bit
+    norms = config.mlp_norm + config.attention_norm + 2 * config.num_heads * config.qk_norm
+    return w * (hidden * config.mlp_dim + width * config.embedding_dim) + 8 * norms
 
 
 def matrix_numbers(config: ViTConfig) -> int:
     """How many numbers the matrices of a ViT hold."""
     with torch.device("meta"):
-        matrices, _ = parameter_groups(ViT(config), Recipe(epochs=1))
+        matrices, _ = parameter_groups(build_vit(config), Recipe(epochs=1))
     return sum(parameter.numel() for parameter in matrices["params"])
 
 
 def state_bytes(config: ViTConfig) -> int:
     """Bytes of parameters, gradients and AdamW's two averages: 16 a parameter."""
     with torch.device("meta"):
-        return 16 * count_parameters(ViT(config))
+        return 16 * count_parameters(build_vit(config))
 
 
 def process_bytes(

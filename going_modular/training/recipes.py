@@ -228,9 +228,9 @@ def initialize(init: str, vit: ViT) -> ViT:
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     """Parameters for an optimizer: those that weight decay shrinks, and the others.
 
-    Decay is for the matrices of layers. Biases, LayerNorms, the class token and the
-    positions are not decayed, as in the authors' code; frozen parameters are in no
-    group.
+    Decay is for the matrices of layers. Biases, LayerNorms, the class token, the positions
+    and what else is no layer (registers, a pooling's query, learned frequencies) are not
+    decayed, as in the authors' code; frozen parameters are in no group.
     """
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []

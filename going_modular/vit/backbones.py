@@ -105,8 +105,8 @@ def published_vit_b_16() -> VisionTransformer:
 def load_vit_file(path: str | Path) -> tuple[nn.Module, EvaluationTransform, str]:
     """Any file that `load_vit` can read; see `load_pretrained_backbone`.
 
-    The feature is what a head would read: the class token, or the mean of the patches.
-    Colors are normalized as `normalization_of` says.
+    The feature is what a head would read: the class token, the mean of the patches, or
+    what a descendant pools. Colors are normalized as `normalization_of` says.
     """
     stored = read_weights(path)
     vit = load_vit(stored, num_classes=0, representation_size=0)
@@ -123,14 +123,15 @@ def load_vit_file(path: str | Path) -> tuple[nn.Module, EvaluationTransform, str
 class Backbone(nn.Module):
     """A ViT without a head, under a short name.
 
-    Shapes: images (B, C, H, W) -> (B, D), what a head would read.
+    Shapes: images (B, C, H, W) -> (B, D), what a head would read; (B, 2D) if that is two
+    vectors side by side.
     """
 
     def __init__(self, vit: ViT, name: str):
         super().__init__()
         self.vit = vit
         self.name = name
-        self.embedding_dim = vit.config.embedding_dim
+        self.embedding_dim = vit.config.pooled_dim
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.vit(images)
@@ -156,7 +157,7 @@ class TokenStatistics(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         tokens = self.vit.forward_features(images)
-        return statistics_of(tokens[:, self.vit.config.num_class_tokens :])
+        return statistics_of(tokens[:, self.vit.config.num_tokens_before_patches :])
 
 
 def statistics_of(patches: torch.Tensor) -> torch.Tensor:

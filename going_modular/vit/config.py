@@ -111,6 +111,11 @@ class ViTConfig:
         """T - N: class token and registers, which have no place in the image."""
         return self.num_class_tokens
 
+    @property
+    def pooled_dim(self) -> int:
+        """The length of what the head reads: D, or 2D where it is two vectors."""
+        return self.embedding_dim
+
     def stochastic_depth_of(self, layer: int) -> float:
         """The probability that a layer, counted from 0, skips its attention or its MLP."""
         return self.stochastic_depth * layer / max(self.num_layers - 1, 1)

@@ -111,6 +111,10 @@ class DescendantConfig(ViTConfig):
             raise ValueError(f'pool="{self.pool}" needs class_token=True')
         if self.pool == "class_and_register" and not self.num_registers:
             raise ValueError('pool="class_and_register" needs num_registers of at least 1')
+        if self.representation_size and self.pooled_dim != self.embedding_dim:
+            raise ValueError(
+                f'pool="{self.pool}" has no layer before the head: representation_size=0'
+            )
         if self.rotary and self.embedding_dim // self.num_heads % 4:
             raise ValueError(
                 "rotary positions need an embedding_dim that is a multiple of 4 · num_heads, "
@@ -124,6 +128,11 @@ class DescendantConfig(ViTConfig):
     @property
     def num_tokens_before_patches(self) -> int:
         return self.num_class_tokens + self.num_registers
+
+    @property
+    def pooled_dim(self) -> int:
+        two = self.pool in ("class_and_register", "class_and_mean")
+        return 2 * self.embedding_dim if two else self.embedding_dim
 
 
 def config_from(fields: Mapping[str, Any]) -> ViTConfig:

@@ -155,8 +155,10 @@ class Descendant(ViT):
             self.norm = nn.Identity()
         if config.pool == "attention":
             self.pooling = AttentionPooling(config)
-        if config.num_classes and config.pool in ("class_and_register", "class_and_mean"):
-            self.head = nn.Linear(2 * D, config.num_classes)
+        if config.num_classes and config.pooled_dim != D:
+            self.head = nn.Linear(config.pooled_dim, config.num_classes)
+            for parameter in self.head.parameters():
+                nn.init.zeros_(parameter)
 
     def build_block(self, layer: int) -> TransformerEncoderBlock:
         """One layer of the encoder: equations 2 and 3 with other attention and MLP."""

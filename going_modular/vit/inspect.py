@@ -1,7 +1,8 @@
 """What goes on inside a ViT: the measurements behind Figures 6 and 7 of the paper.
 
 Functions of tensors, for any `ViT`, ours or one with loaded weights. Shape letters are
-those of `model_builder`, and T tokens: N+1 with a class token, N without. A grid is
+those of `model_builder`, and T tokens: the N patches are the last of them. A class token
+and the registers of a descendant come before, and have no place in the image. A grid is
 (rows, columns) of patches; patches are numbered row by row from the top left.
 `plots.py` draws what these functions return.
 """
@@ -12,7 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from going_modular.model_builder import TransformerEncoderBlock, ViT
+from going_modular.vit.descendant_config import DescendantConfig
 from going_modular.vit.positions import Grid
+
+MOST_BEFORE = 16  # tokens before the patches; published ViTs have 10 at most
 
 
 def grid_of(vit: ViT, images: torch.Tensor) -> Grid:
@@ -43,21 +47,22 @@ def grid_in(images: torch.Tensor, patch_size: int) -> Grid:
     return H // patch_size, W // patch_size
 
 
-def class_tokens_in(tokens: int, grid: Grid) -> int:
-    """How many of the tokens are class tokens: 1 or 0.
+def tokens_before_patches(tokens: int, grid: Grid) -> int:
+    """How many of the tokens come before the patches: a class token and registers.
 
     Raises:
-        ValueError: if there are neither as many tokens as patches, nor one more.
+        ValueError: if there are fewer tokens than patches, or more than `MOST_BEFORE` before
+            them. They are those of another grid then.
     """
     rows, columns = grid
-    class_tokens = tokens - rows * columns
-    if class_tokens not in (0, 1):
+    before = tokens - rows * columns
+    if not 0 <= before <= MOST_BEFORE:
         raise ValueError(
             f"{tokens} tokens are not a grid of {rows} x {columns} = {rows * columns} "
-            "patches, with or without a class token: give the grid of these images, "
-            "see grid_of"
+            f"patches, with at most {MOST_BEFORE} tokens before them: give the grid of these "
+            "images, see grid_of"
         )
-    return class_tokens
+    return before
 
 
 # Attention
@@ -89,10 +94,14 @@ def attention_maps(vit: ViT, images: torch.Tensor, interpolate: bool = False) ->
                 f"{type(block).__name__}: load its weights into our ViT with load_vit"
             )
         q, k, _ = block.attention.queries_keys_values(block.attention_norm(z))
-        scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
-        maps.append(scores.softmax(dim=-1))
+        maps.append(attention_weights(q, k))
         z = block(z)
     return torch.stack(maps, dim=1)
+
+
+def attention_weights(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """softmax(q kᵀ / sqrt(D/h)): (B, h, Q, D/h) and (B, h, T, D/h) -> (B, h, Q, T)."""
+    return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)
 
 
 def attention_rollout(maps: torch.Tensor) -> torch.Tensor:
@@ -114,20 +123,65 @@ def attention_rollout(maps: torch.Tensor) -> torch.Tensor:
     return rollout
 
 
-def class_attention(attention: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """How much the token that the head reads takes from each patch, as a picture.
+def class_attention(
+    attention: torch.Tensor, grid: Grid, read: torch.Tensor | None = None
+) -> torch.Tensor:
+    """How much of each patch goes to what the head reads, as a picture.
 
-    It is the row of the class token, without what that token takes from itself. Without a
-    class token it is the mean of all rows, because the head reads the mean of all tokens.
+    It is the row of the class token, without what that token takes from itself and from
+    registers. Without a class token it is the mean of all rows, because the head reads the
+    mean of all tokens. The head of a descendant may read others: `read` weights the rows.
 
     Shapes: maps or a rollout (..., T, T) -> (..., rows, columns).
 
+    Args:
+        read: of `read_by_head`, (B, T), for attention of shape (B, ..., T, T).
+
     Raises:
-        ValueError: if the tokens are not of this grid.
+        ValueError: if the tokens are not of this grid, or if there are registers and no `read`.
     """
-    if class_tokens_in(attention.shape[-1], grid):
-        return attention[..., 0, 1:].unflatten(-1, grid)
-    return attention.mean(dim=-2).unflatten(-1, grid)
+    before = tokens_before_patches(attention.shape[-1], grid)
+    if read is not None:
+        rows = torch.einsum("bi,b...ij->b...j", read, attention)
+    elif before > 1:
+        raise ValueError(
+            f"{before} tokens come before the patches, so the head may read others than the "
+            "first: give read=read_by_head(vit, images)"
+        )
+    else:
+        rows = attention[..., 0, :] if before else attention.mean(dim=-2)
+    return rows[..., before:].unflatten(-1, grid)
+
+
+@torch.inference_mode()
+def read_by_head(vit: ViT, images: torch.Tensor, interpolate: bool = False) -> torch.Tensor:
+    """How much of each token the head reads: a weighted mean of the last layer's tokens.
+
+    It is 1 for a class token, or 1/N for each patch if the head reads their mean. If the
+    head reads two vectors side by side, each counts half. For an attention pooling it is
+    the attention of its query, averaged over its heads. The model is put into evaluation
+    mode.
+
+    Shapes: (B, C, H, W) -> (B, T); each row sums to 1.
+
+    Args:
+        interpolate: see `ViT`.
+    """
+    z, pool = vit.eval().forward_features(images, interpolate), vit.config.pool
+    if pool == "attention":
+        attention = vit.pooling.attention
+        q, _, _ = attention.queries_keys_values(vit.pooling.latent)  # (1, h, 1, D/h)
+        _, k, _ = attention.queries_keys_values(z)
+        return attention_weights(q, k).mean(dim=1).squeeze(1)
+    read = torch.zeros(z.shape[:2]).to(z)
+    if pool in ("mean", "class_and_mean"):
+        patches = read[:, vit.config.num_tokens_before_patches :]
+        patches += 1 / patches.shape[1]
+    if pool != "mean":
+        read[:, 0] += 1
+    if pool == "class_and_register":
+        read[:, 1] += 1
+    return read / read.sum(dim=1, keepdim=True)
 
 
 def patch_distances(grid: Grid, patch_size: int) -> torch.Tensor:
@@ -141,9 +195,9 @@ def mean_attention_distance(maps: torch.Tensor, grid: Grid, patch_size: int) -> 
     """How far a patch looks, on average, in pixels (Figure 7, right; D.7).
 
     The distances from a patch to all patches are weighted with its attention, and then
-    averaged over the patches. The class token has no place in the image, so it is left
-    out, and each row is divided by the sum of what remains. The paper does not say how it
-    treats the class token.
+    averaged over the patches. The class token and registers have no place in the image, so
+    they are left out, and each row is divided by the sum of what remains. The paper does
+    not say how it treats the class token.
 
     Args:
         patch_size: pixels from one patch to the next. For a hybrid it is the stride of
@@ -154,8 +208,8 @@ def mean_attention_distance(maps: torch.Tensor, grid: Grid, patch_size: int) -> 
     Raises:
         ValueError: if the tokens are not of this grid.
     """
-    first = class_tokens_in(maps.shape[-1], grid)
-    patches = maps[..., first:, first:]
+    before = tokens_before_patches(maps.shape[-1], grid)
+    patches = maps[..., before:, before:]
     patches = patches / patches.sum(dim=-1, keepdim=True)
     distances = patch_distances(grid, patch_size).to(maps)
     return (patches * distances).sum(dim=-1).mean(dim=-1)
@@ -172,12 +226,16 @@ def position_embedding_similarity(vit: ViT) -> torch.Tensor:
     patch at row r and column c with all patches.
 
     Raises:
-        ValueError: if the model has no positions.
+        ValueError: if the model has no table of positions.
     """
     if vit.config.pos_embedding == "none":
-        raise ValueError(
-            'this ViT has pos_embedding="none", so there is nothing to see: use one with positions'
+        is_rotary = isinstance(vit.config, DescendantConfig) and vit.config.rotary is not None
+        reason = (
+            "its rotary positions turn queries and keys, and make no table to compare"
+            if is_rotary
+            else 'it has pos_embedding="none"'
         )
+        raise ValueError(f"there is nothing to see: {reason}. Use a ViT that adds positions")
     grid = vit.config.grid
     E_pos = vit.positions(grid)[0, vit.config.num_class_tokens :]  # (N, D)
     E_pos = F.normalize(E_pos, dim=-1)
@@ -227,7 +285,7 @@ def token_similarity(tokens: torch.Tensor, patch: int, grid: Grid) -> torch.Tens
     Raises:
         ValueError: if the tokens are not of this grid, or the grid has no such patch.
     """
-    patches = tokens[:, class_tokens_in(tokens.shape[1], grid) :]
+    patches = tokens[:, tokens_before_patches(tokens.shape[1], grid) :]
     if not 0 <= patch < patches.shape[1]:
         raise ValueError(
             f"patch must be from 0 to {patches.shape[1] - 1} in a grid of {grid[0]} x "

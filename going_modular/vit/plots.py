@@ -71,7 +71,7 @@ def plot_heads(
     Each small picture has its own color scale, from its smallest value to its largest.
 
     Args:
-        attention: (L, h, rows, columns), the row of the class token in each map.
+        attention: (L, h, rows, columns), see `class_attention`.
         layers: the layers to draw, counted from 1; all of them if not given.
     """
     layers = layers or range(1, len(attention) + 1)

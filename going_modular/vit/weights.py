@@ -126,7 +126,7 @@ def doubts_of_descendants(config: ViTConfig, known: Mapping[str, Any]) -> list[s
     """A remark on each part that no tensor shows, if nobody told it."""
     if not isinstance(config, DescendantConfig) or "architecture" in known:
         return []
-    remarks, advice = [], "architecture=, with timm's name for it, tells"
+    remarks, advice = [], "architecture=, or --architecture of train, with timm's name, tells"
     if config.rotary is not None and not config.rotary.learned:
         remarks.append(f"{config.rotary} is a guess from the names of its tensors; {advice}")
     if (config.pre_norm or config.pool == "attention") and "gelu" not in known:

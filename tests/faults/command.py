@@ -123,6 +123,11 @@ def run_without_privileges(command: str, *arguments: object) -> Said:
     return Said(done.returncode, done.stdout, done.stderr)
 
 
+def training(photos: Path, run: Callable[..., Said] = run) -> Said:
+    """Train on the photos, as a user whom `run` chooses; the output is in a folder beside them."""
+    return run("train", "--data", photos, "--output", photos.parent / "run", *SMALL)
+
+
 def contents(folder: Path) -> dict[str, str]:
     """A hash of each file in a folder and below, hidden ones too, by its path."""
     return {
@@ -130,6 +135,31 @@ def contents(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def visible(folder: Path) -> list[str]:
+    """The paths of what is in a folder and below, without the empty files of locks."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix != ".lock")
+    return [path.relative_to(folder).as_posix() for path in paths]
+
+
+def cut(path: Path) -> None:
+    """Leave the first half of a file."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def failing_in_second_save(fail: Callable[[], object]) -> Callable:
+    """A `torch.save` whose second file is half on the disk when it fails."""
+    plain, saved = torch.save, []
+
+    def save(state, path):
+        saved.append(path)
+        plain(state, path)
+        if len(saved) == 2:
+            cut(path)
+            fail()
+
+    return save
 
 
 @contextlib.contextmanager

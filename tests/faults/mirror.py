@@ -1,7 +1,8 @@
-"""A server for the photos, which answers as badly as a row wants it."""
+"""A server for the photos: what it answers, besides what `file_server` can do."""
 
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from file_server import Handler
 
 from going_modular.images import downloads, sources
 
@@ -20,54 +21,20 @@ def photos_are(checksums: Path, limits: dict[str, int] | None = None) -> None:
         setattr(downloads, name, value)
 
 
-class Mirror(BaseHTTPRequestHandler):
-    """Answers as the functions in `server.answers` do it, by path; others are not there."""
-
-    def do_GET(self):
-        self.server.asked.append(self.path)
-        answer = self.server.answers.get(self.path.removeprefix("/"))
-        if answer is None:
-            self.send_error(404)
-        else:
-            answer(self)
-
-    def log_message(self, *_):
-        pass
-
-
-def send(answer: Mirror, content: bytes, length: int | None = None) -> None:
-    """Send a file; `length` is what the server says that it has, if that is a lie."""
-    answer.send_response(200)
-    answer.send_header("Content-Length", str(length or len(content)))
-    answer.end_headers()
-    answer.wfile.write(content)
-
-
-def send_error(answer: Mirror, status: int) -> None:
-    answer.send_error(status)
-
-
-def fail_first(answer: Mirror, status: int, content: bytes) -> None:
+def fail_first(handler: Handler, status: int, content: bytes) -> None:
     """An error for the first two requests, and the file then."""
-    if answer.server.asked.count(answer.path) < 3:
-        answer.send_error(status)
-    else:
-        send(answer, content)
+    handler.give(status if handler.server.asked.count(handler.path) < 3 else content)
 
 
-def redirect(answer: Mirror) -> None:
-    answer.send_response(301)
-    answer.send_header("Location", answer.path)
-    answer.send_header("Content-Length", "0")
-    answer.end_headers()
+def redirect(handler: Handler) -> None:
+    """To the same address, again and again."""
+    handler.send_response(301)
+    handler.send_header("Location", handler.path)
+    handler.send_header("Content-Length", "0")
+    handler.end_headers()
 
 
-def stall(answer: Mirror, content: bytes) -> None:
-    """Send half, and then not a word."""
-    send(answer, content[: len(content) // 2], len(content))
-    answer.server.released.wait(60)
-
-
-def send_slowly(answer: Mirror, content: bytes) -> None:
-    answer.server.released.wait(4)  # longer than the other process waits without a word
-    send(answer, content)
+def send_slowly(handler: Handler, content: bytes) -> None:
+    """Wait for longer than another process waits without a word."""
+    handler.server.release.wait(4)
+    handler.give(content)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from faults.command import SMALL, contents, run, small_disk
+from faults.command import SMALL, contents, cut, failing_in_second_save, run, small_disk
 from going_modular.training import checkpoints
 
 SHORT = [*SMALL, "--schedule", "constant", "--epochs", "1"]
@@ -25,10 +25,6 @@ class Hostile:
 
     def __reduce__(self):
         return Path.touch, (self.made,)
-
-
-def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
 
 
 def empty(path: Path) -> None:
@@ -145,16 +141,7 @@ def test_a_checkpoint_of_another_run(command, photos, tmp_path, fault, record):
 
 def kill_in_second_save() -> None:
     """In the command's process: the second checkpoint is half on the disk when it is killed."""
-    plain, saved = torch.save, []
-
-    def save(state, path):
-        saved.append(path)
-        plain(state, path)
-        if len(saved) == 2:
-            os.truncate(path, path.stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    torch.save = save
+    torch.save = failing_in_second_save(partial(os.kill, os.getpid(), signal.SIGKILL))
 
 
 def epochs_of(path: Path) -> int:

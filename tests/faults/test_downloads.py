@@ -1,57 +1,39 @@
 """Downloads that fail: the training command, whose images are on a server."""
 
-import re
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
-from file_server import checksums_of, zip_of
+from file_server import checksums_of, file_server, zip_of
 
-from faults.command import SMALL, contents, finish, kill, run, start
-from faults.mirror import (
-    PHOTO,
-    ZIP,
-    Mirror,
-    fail_first,
-    photos_are,
-    redirect,
-    send,
-    send_error,
-    send_slowly,
-    stall,
-)
+from faults.command import SMALL, finish, kill, run, start, visible
+from faults.mirror import PHOTO, ZIP, fail_first, photos_are, redirect, send_slowly
+
+PATH = f"/{ZIP}"
 
 
 @pytest.fixture
 def place(files, tmp_path):
     """A mirror that has a zip file of the photos, and a command that trains on them."""
     (tmp_path / "photos.sha256").write_text(checksums_of(files))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
-    server.files, server.asked, server.released = files, [], threading.Event()
-    server.answers = {ZIP: partial(send, content=zip_of(files)), PHOTO: partial(send, content=b"x")}
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    server.data = tmp_path / "data"
-    server.data.mkdir()
-    server.command = partial(
-        run,
-        "train",
-        *SMALL,
-        *("--output", tmp_path / "run"),
-        first=partial(photos_are, tmp_path / "photos.sha256"),
-        FOODVISION_DATA=str(server.data),
-        NO_PROXY="*",
-    )
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.released.set()
-    server.shutdown()
-    server.server_close()
+    with file_server() as server:
+        server.files = files
+        server.answers = {PATH: zip_of(files), f"/{PHOTO}": b"x"}
+        server.data = tmp_path / "data"
+        server.data.mkdir()
+        server.command = partial(
+            run,
+            "train",
+            *SMALL,
+            *("--output", tmp_path / "run"),
+            first=partial(photos_are, tmp_path / "photos.sha256"),
+            FOODVISION_DATA=str(server.data),
+            NO_PROXY="*",
+        )
+        yield server
 
 
 @contextmanager
@@ -80,35 +62,23 @@ WHAT_TO_DO = r"What to do: put pizza_steak_sushi\.zip and 04-pizza-dad\.jpeg the
 
 # How the mirror answers, and what the command says
 ANSWERS: dict[str, tuple[Callable, str]] = {
-    "timeout in mid-body": (
-        lambda files: partial(stall, content=zip_of(files)),
-        "No answer in time",
-    ),
+    "timeout in mid-body": (lambda files: (zip_of(files), "stall"), "No answer in time"),
     "301 in a circle": (lambda files: redirect, "redirects without an end"),
-    "403": (lambda files: partial(send_error, status=403), "reports: 403"),
-    "404, a mirror without the file": (
-        lambda files: partial(send_error, status=404),
-        "reports: 404",
-    ),
-    "500, each time": (lambda files: partial(send_error, status=500), "reports: 500"),
+    "403": (lambda files: 403, "reports: 403"),
+    "404, a mirror without the file": (lambda files: 404, "reports: 404"),
+    "500, each time": (lambda files: 500, "reports: 500"),
     "a length that is too large": (
-        lambda files: partial(send, content=zip_of(files), length=10**6),
+        lambda files: (zip_of(files), 10**6),
         "Only .* of 1000000 bytes arrived|connection broke off",
     ),
-    "a length that is too small": (
-        lambda files: partial(send, content=zip_of(files), length=1000),
-        "not a complete zip file",
-    ),
-    "a truncated file": (
-        lambda files: partial(send, content=zip_of(files)[:-200]),
-        "not a complete zip file",
-    ),
+    "a length that is too small": (lambda files: (zip_of(files), 1000), "not a complete zip file"),
+    "a truncated file": (lambda files: zip_of(files)[:-200], "not a complete zip file"),
     "HTML instead of a zip file": (
-        lambda files: partial(send, content=b"<!DOCTYPE html><title>Log in</title>"),
+        lambda files: b"<!DOCTYPE html><title>Log in</title>",
         "it is a web page, perhaps that of a network that wants you to log in",
     ),
     "a wrong hash": (
-        lambda files: partial(send, content=zip_of({**files, "test/red/0.png": b"other"})),
+        lambda files: zip_of({**files, "test/red/0.png": b"other"}),
         r"not the expected data: 1 file .* The first is test/red/0\.png",
     ),
 }
@@ -117,18 +87,13 @@ ANSWERS: dict[str, tuple[Callable, str]] = {
 @pytest.mark.parametrize("fault", ANSWERS)
 def test_a_mirror(place, fault, record):
     answer, words = ANSWERS[fault]
-    good = place.answers[ZIP]
-    place.answers[ZIP] = answer(place.files)
+    good = place.answers[PATH]
+    place.answers[PATH] = answer(place.files)
     said = place.command(FOODVISION_SOURCE=place.url)
     record(said.error(f"{words}.*{WHAT_TO_DO}"))
     assert not visible(place.data)
-    place.answers[ZIP] = good
+    place.answers[PATH] = good
     place.command(FOODVISION_SOURCE=place.url).success("test accuracy")
-
-
-def visible(folder: Path) -> list[str]:
-    """What is in a folder, without the empty files of locks."""
-    return [name for name in contents(folder) if not re.fullmatch(r"\..*\.lock", name)]
 
 
 NO_ANSWER: dict[str, tuple[Callable, str]] = {
@@ -158,16 +123,16 @@ def test_timeout_at_connect(place, record):
 
 
 def test_500_and_then_success(place, record):
-    place.answers[ZIP] = partial(fail_first, status=500, content=zip_of(place.files))
+    place.answers[PATH] = partial(fail_first, status=500, content=zip_of(place.files))
     said = place.command(FOODVISION_SOURCE=place.url)
     said.success("test accuracy")
     record(said.success(r"The server reports: 500 .* Trying again in 1 s\."))
-    assert place.asked.count(f"/{ZIP}") == 3
+    assert place.asked.count(PATH) == 3
 
 
 def test_going_on_after_a_kill(place, tmp_path, record):
-    good = place.answers[ZIP]
-    place.answers[ZIP] = partial(stall, content=zip_of(place.files))
+    good = place.answers[PATH]
+    place.answers[PATH] = (zip_of(place.files), "stall")
     log = tmp_path / "log"
     killed = start(
         "train",
@@ -181,13 +146,13 @@ def test_going_on_after_a_kill(place, tmp_path, record):
         time.sleep(0.05)
     kill(killed)
     assert [name for name in visible(place.data) if not name.startswith(".unfinished-")] == []
-    place.answers[ZIP] = good
+    place.answers[PATH] = good
     record(place.command(FOODVISION_SOURCE=place.url).success("test accuracy"))
     assert not list(place.data.glob(".unfinished-*"))
 
 
 def test_two_processes_at_once(place, tmp_path, record):
-    place.answers[ZIP] = partial(send_slowly, content=zip_of(place.files))
+    place.answers[PATH] = partial(send_slowly, content=zip_of(place.files))
     logs = [tmp_path / "first", tmp_path / "second"]
     processes = [
         start(
@@ -201,7 +166,7 @@ def test_two_processes_at_once(place, tmp_path, record):
     ]
     both = [finish(process, log) for process, log in zip(processes, logs, strict=True)]
     lines = {said.success("test accuracy").split(" ·")[0] for said in both}
-    assert len(lines) == 1 and place.asked.count(f"/{ZIP}") == 1
+    assert len(lines) == 1 and place.asked.count(PATH) == 1
     waited = "Another process is downloading pizza_steak_sushi: waiting for it."
     assert sum(waited in said.out for said in both) == 1
     record(waited)

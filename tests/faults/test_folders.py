@@ -7,11 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from faults.command import SMALL, run
-
-
-def training(photos: Path):
-    return run("train", "--data", photos, "--output", photos.parent / "run", *SMALL)
+from faults.command import run, training
 
 
 def add_empty_class(photos: Path) -> None:

@@ -37,8 +37,9 @@ from going_modular.images.reading import load_image
 from going_modular.training.checkpoints import Checkpoint
 from going_modular.training.progress import Progress, Totals
 from going_modular.utils import is_out_of_memory
+from going_modular.vit.export import to_huggingface, to_jax, to_timm, to_torchvision
 from going_modular.vit.files import read_weights, write_vit
-from going_modular.vit.weights import load_vit, to_huggingface, to_jax, to_timm, to_torchvision
+from going_modular.vit.weights import load_vit
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", 10_000))
 ONLY = os.environ.get("FUZZ_ONLY")

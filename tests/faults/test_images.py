@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import ExifTags, Image
 
-from faults.command import SMALL, run, run_without_privileges
+from faults.command import run, run_without_privileges, training
 from going_modular.images.reading import TURNS
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.utils import give_random_values
@@ -85,10 +85,6 @@ REFUSED: dict[str, tuple[str, Callable, str]] = {
     "20,000 × 20,000 pixels": ("x.png", save_huge, "exceeds limit of .* pixels"),
     UNREADABLE: ("x.png", lambda picture, path: (picture.save(path), path.chmod(0)), "Permission"),
 }
-
-
-def training(photos: Path, run=run):
-    return run("train", "--data", photos, "--output", photos.parent / "run", *SMALL)
 
 
 def prediction(photo: Path, weights: Path, run=run):

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from faults.command import SMALL, finish, kill, run, run_without_privileges, start
+from faults.command import SMALL, finish, kill, run, run_without_privileges, start, visible
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.training.checkpoints import Checkpoint
 from going_modular.vit.files import write_vit
@@ -93,10 +93,6 @@ def test_weights_of_NaN(photos, tmp_path, record):
     record(command("--weights", weights).error("the loss is nan in epoch 1, batch 1"))
     assert visible(tmp_path / "run") == []
     command().success("test accuracy")
-
-
-def visible(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
 def test_exploding_loss(photos, tmp_path, record):
