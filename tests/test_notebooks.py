@@ -248,6 +248,49 @@ def test_12_shows_of_attention_what_its_text_says():
     assert trained[4] < untrained[4]  # "for the fifth image"
 
 
+def test_14_shows_what_its_text_says():
+    shown, number = printed_by(14), r"([-+]?\d\.\d+)"
+    compared = dict(re.findall(r"^(.+): \S+ ± \S+, (an effect|no effect seen)$", shown, re.M))
+    row = re.compile(r"^(.+?)  +(0\.\d+.*)$", re.M)
+    rows = {name: re.findall(number, values) for name, values in row.findall(shown)}
+    # 14.2: no gain from the teacher, which agrees with the labels on "nearly all crops"
+    assert compared["DeiT against ViT"] == "no effect seen"
+    assert compared["DeiT against the control"] == "no effect seen"
+    assert float(re.search(r"true label for (\S+)%", shown)[1]) > 90
+    # 14.3: better than the fillers; features no better, and far behind the teacher's
+    others = [float(rows[name][0]) for name in ("mean color", "nearest patch")]
+    assert float(rows["MAE"][0]) < min(*others, float(rows["weighted by distance"][0]))
+    assert compared["MAE's features against untrained ones"] == "no effect seen"
+    of_teacher = float(re.search(rf"teacher: accuracy {number}", shown)[1])
+    assert of_teacher > float(rows["MAE's encoder"][0]) + 0.2
+    # 14.4: signs and empty patches look at empty patches, and then signs at registers
+    without, with_registers, at_registers = (float(x) for x in rows["signs"][::2])
+    even = [float(x) for x in rows["even"]]
+    assert without > even[0] and with_registers < even[1] and at_registers > even[2]
+    assert float(rows["empty patches"][0]) > even[0]
+    assert float(rows["empty patches"][5]) > 0.1  # not in every seed
+    assert all(float(x) < 0.15 for x in rows["questions"][::2])
+    assert compared["signs to empty patches, R = 4 against R = 0"] == "an effect"
+    by_seed = {
+        R: [float(x) for x in re.findall(number, errors)]
+        for R, errors in re.findall(r"^R = (\d): error .*: (.+)$", shown, re.M)
+    }
+    assert sum(by_seed["4"]) > 0.9 * sum(by_seed["0"])  # the answers do not get better
+    # 14.5: only attention pooling answers the question of one patch
+    most = float(re.search(rf"most frequent color in {number}", shown)[1])
+    for name in ("class token", "mean", "mean and MLP"):
+        assert float(rows[name][0]) > 0.9 and float(rows[name][2]) < most + 0.15
+    assert min(float(x) for x in rows["attention pooling"][:3:2]) > 0.9
+    # 14.6: counted patches fail on larger images, the others do not
+    sizes = {name: [float(x) for x in rows[name][::2]] for name in rows if len(rows[name]) == 12}
+    counted = sizes.pop("rotary, counted")
+    assert len(sizes) == 2 and all(min(of_kind[3:]) > 0.95 for of_kind in sizes.values())
+    assert counted[5] < 0.7 and counted[3] > 0.9
+    assert compared["48 pixels, centered against rotary, counted"] == "an effect"
+    seen = sum(verdict == "an effect" for verdict in compared.values())
+    assert f"{seen} of {len(compared)} comparisons show an effect" in shown
+
+
 def test_pictures_are_stored_small():
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     plot = np.full_like(noise, 255)
