@@ -251,7 +251,7 @@ def test_12_shows_of_attention_what_its_text_says():
 def test_14_shows_what_its_text_says():
     shown, number = printed_by(14), r"([-+]?\d\.\d+)"
     compared = dict(re.findall(r"^(.+): \S+ ± \S+, (an effect|no effect seen)$", shown, re.M))
-    row = re.compile(r"^(.+?)  +(0\.\d+.*)$", re.M)
+    row = re.compile(r"^(.+?) +(0\.\d+.*)$", re.M)
     rows = {name: re.findall(number, values) for name, values in row.findall(shown)}
     # 14.2: no gain from the teacher, which agrees with the labels on "nearly all crops"
     assert compared["DeiT against ViT"] == "no effect seen"
