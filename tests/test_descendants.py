@@ -172,6 +172,7 @@ def test_a_folder_of_timms_tells_what_no_tensor_shows(name, tmp_path, capsys):
         "architecture": name,
         "num_features": vit.num_features,
         "global_pool": vit.global_pool,
+        "model_args": {"num_heads": TOLD[name].get("num_heads", 2), "embed_dim": 96},
         "pretrained_cfg": {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.5] * 3},
     }
     (tmp_path / "config.json").write_text(json.dumps(config))

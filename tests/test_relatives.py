@@ -354,6 +354,191 @@ def test_a_state_dict_of_ours_does_not_show_every_part():
         load_vit(vit.state_dict())
 
 
+def test_positions_are_made_where_they_are_wanted_after_transformers_has_loaded(tmp_path):
+    """`torch.device` may not reach linspace then, see findings/."""
+    theirs_of("vit").save_pretrained(tmp_path)
+    pytest.importorskip("transformers").ViTModel.from_pretrained(tmp_path)
+    with torch.device("meta"):
+        assert tiny_vit(pos_embedding="sincos_2d").class_token.is_meta
+
+
+# What breaking it found
+
+
+def small_vit(**options):
+    """timm's class itself, with other options."""
+    timm = pytest.importorskip("timm", reason=WHERE)
+    sizes = dict(img_size=64, patch_size=16, embed_dim=96, depth=2, num_heads=2, num_classes=5)
+    vit = timm.models.VisionTransformer(**sizes | options)
+    return give_random_values(vit).eval()
+
+
+def same_as(vit, tensors, size, **told):
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    ours = load_vit(tensors, num_heads=2, **told)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(images), vit(images), atol=1e-5, rtol=1e-4)
+    return ours
+
+
+@pytest.mark.parametrize("size", [(64, 96), [64, 96]])
+def test_a_size_that_is_told_decides_which_tokens_have_positions(size):
+    """25 positions are those of 24 patches and a class token, not of 5 × 5 patches."""
+    vit = small_vit(img_size=(64, 96))
+    same_as(vit, vit.state_dict(), (64, 96), image_size=size)
+
+
+def test_registers_whose_number_fits_two_squares():
+    vit = small_vit(img_size=112, reg_tokens=12, no_embed_class=True)
+    same_as(vit, vit.state_dict(), (112, 112), image_size=112)
+    with pytest.raises(ValueError, match="6 or 7 in a row and a column: give image_size"):
+        load_vit(vit.state_dict(), num_heads=2)
+
+
+def folder_of_timms(path, vit, **config):
+    save_file(vit.state_dict(), path / "model.safetensors")
+    config = {"architecture": "vit_base_patch16_224", "num_features": 96} | config
+    (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return path
+
+
+def test_the_size_in_a_folder_is_that_of_its_weights(tmp_path):
+    """16 patches in 2 rows are no square of 4."""
+    vit = small_vit(img_size=(32, 128))
+    sizes = {"pretrained_cfg": {"input_size": [3, 32, 128]}, "model_args": {"num_heads": 2}}
+    same_as(vit, folder_of_timms(tmp_path, vit, **sizes), (32, 128))
+
+
+def test_heads_in_a_folder_of_timms(tmp_path, capsys):
+    vit = small_vit(num_heads=3)
+    ours = load_vit(folder_of_timms(tmp_path, vit, model_args={"num_heads": 3}), image_size=64)
+    assert ours.config.num_heads == 3 and "guess" not in capsys.readouterr().out
+    load_vit(folder_of_timms(tmp_path, vit), image_size=64)
+    assert "1 heads are a guess" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_args": {"act_layer": "relu"}}, "tells of act_layer, which is no part here"),
+        ({"global_pool": "max"}, "timm's pooling 'max' is no part here"),
+        ({"model_args": 3}, "no model_args but 3"),
+        ({"pretrained_cfg": {"input_size": [3, "a", "b"]}}, "image_size must be"),
+    ],
+)
+def test_a_folder_of_timms_with_other_parts_is_refused(tmp_path, config, words):
+    with pytest.raises(ValueError, match=words):
+        load_vit(folder_of_timms(tmp_path, small_vit(), **config), num_heads=2)
+
+
+@pytest.mark.parametrize("reads", ["patches", "all"])
+def test_attention_pooling_asks_the_patches_or_all_tokens(reads):
+    """timm's ViT leaves out class token and registers, its Eva does not."""
+    vit = small_vit(global_pool="map", reg_tokens=4, pool_include_prefix=reads == "all")
+    same_as(vit, vit.state_dict(), (64, 64), image_size=64, pools_patches=reads == "patches")
+
+
+def test_a_siglip_without_its_pooling_is_no_clip():
+    transformers = pytest.importorskip("transformers", reason=WHERE)
+    config = transformers.SiglipVisionConfig(**SIZES | MLP, vision_use_head=False)
+    vit = give_random_values(transformers.SiglipVisionModel(config)).eval()
+    ours = load_vit(vit.state_dict(), num_heads=3)
+    assert ours.config.gelu == "tanh" and ours.config.layer_norm_eps == 1e-6
+    with torch.inference_mode():
+        tokens = vit(pixel_values=random_images()).last_hidden_state
+        torch.testing.assert_close(ours.forward_features(random_images()), tokens)
+
+
+def test_a_training_checkpoint_of_dino(capsys):
+    vit = timms("vit_small_patch14_dinov2")
+    teacher = {f"backbone.{name}": tensor for name, tensor in vit.state_dict().items()}
+    teacher |= {"dino_head.mlp.0.weight": torch.randn(3, 3), "backbone.mask_token": torch.randn(9)}
+    assert_same_as_timms(teacher, vit, num_heads=2)
+    assert "of a head for training" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t | {"vit.cls_token": t["cls_token"]}, "cls_token and vit.cls_token are the"),
+        (lambda t: t | {"blocks.0.ls1.gamma": torch.ones(96)}, "missing: the layer scale of"),
+        (lambda t: t | {"reg_token": torch.ones(1, 2, 96).to(torch.int8)}, "reg_token holds"),
+        (
+            lambda t: t | {f"fc_norm.{kind}": torch.ones(96) for kind in ("weight", "bias")},
+            "a LayerNorm before and one after the pooling",
+        ),
+    ],
+)
+def test_tensors_that_do_not_go_together_are_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        load_vit(change(small_vit().state_dict()), num_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"image_size": ("a", "b")}, "image_size must be"),
+        ({"architecture": 5}, "architecture must be the name of one of timm's"),
+        ({"speed": 3}, "a ViT has no speed"),
+        ({"qk_norm": True}, "those of a plain ViT, without qk_norm"),
+    ],
+)
+def test_what_cannot_be_told_is_refused(told, words):
+    with pytest.raises(ValueError, match=words):
+        load_vit(small_vit().state_dict(), num_heads=2, **told)
+
+
+def test_what_is_told_of_dinov3_has_to_fit_its_periods():
+    tensors = dinov3s_own_tensors(timms("vit_small_patch16_dinov3_qkvb"))
+    with pytest.raises(ValueError, match="periods are those of 2 heads"):
+        load_vit(tensors, num_heads=3)
+    with pytest.raises(ValueError, match=r"\(7,\) periods .* do not fit D = 96"):
+        load_vit(tensors | {"rope_embed.periods": torch.ones(7)})
+    tensors["blocks.0.attn.qkv.bias_mask"][3] = torch.nan
+    with pytest.raises(ValueError, match="other numbers than 0 and 1"):
+        load_vit(tensors)
+
+
+def test_what_is_guessed_of_the_pooling_is_said(capsys):
+    load_vit(timms("vit_small_patch16_dinov3").state_dict(), num_heads=2)
+    assert 'pool="class_token" is a guess' in capsys.readouterr().out
+
+
+def test_halves_are_folded_in_single_precision():
+    vit = timms("vit_small_patch14_dinov2", init_values=0.1)
+    half = {name: tensor.half() for name, tensor in vit.state_dict().items()}
+    single = {name: tensor.float() for name, tensor in half.items()}
+    ours, same = (load_vit(t, num_heads=2, image_size=64) for t in (half, single))
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(ours(images), same(images))
+
+
+@pytest.mark.parametrize(
+    ("kind", "generation", "words"),
+    [
+        ("clip", 5, "a clip has no place for all parts"),
+        ("deit", 5, "a deit has no place for all parts"),
+        ("vit", 3, "generation must be 4 or 5, got 3"),
+    ],
+)
+def test_a_kind_that_has_no_place_for_the_parts_is_refused(kind, generation, words):
+    with pytest.raises(ValueError, match=words):
+        to_huggingface(tiny_vit(), generation, kind=kind)
+
+
+def test_a_dinov3_without_registers():
+    """The default of transformers, which stores an empty tensor for them."""
+    transformers = pytest.importorskip("transformers", reason=WHERE)
+    config = transformers.DINOv3ViTConfig(**SIZES | MLP)
+    theirs = give_random_values(transformers.DINOv3ViTModel(config)).eval()
+    ours = load_vit(theirs.state_dict(), num_heads=3, image_size=32)
+    assert_same(ours, theirs)
+    other = transformers.DINOv3ViTModel(config)
+    other.load_state_dict(to_huggingface(ours), strict=True)
+    assert_same(ours, other.eval())
+
+
 # Real weights
 
 SHARED = (CHECKOUT / os.environ.get("SHARED", "../shared")).resolve()

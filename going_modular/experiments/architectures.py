@@ -65,11 +65,16 @@ def architectures(pattern: str, million: float) -> Iterator[tuple[str, float]]:
             yield name, parameters
 
 
-def result_of(name: str, million: float) -> Result:
-    """Compare one of timm's architectures with what `load_vit` makes of its tensors."""
+def result_of(name: str, million: float, layers: int = 0) -> Result:
+    """Compare one of timm's architectures with what `load_vit` makes of its tensors.
+
+    Args:
+        layers: its first layers alone; 0 takes all.
+    """
     import timm
 
-    vit = give_random_values(timm.create_model(name)).eval()
+    only = {"depth": layers} if layers else {}
+    vit = give_random_values(timm.create_model(name, **only)).eval()
     size = tuple(vit.default_cfg["input_size"][1:])
     images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()):
@@ -118,13 +123,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--pattern", default="", help="part of their names")
     parser.add_argument("--million", type=float, default=120.0, help="parameters, at most")
+    parser.add_argument("--layers", type=int, default=0, help="the first layers alone")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE}")
     options = parser.parse_args(arguments)
     with errors_in_one_line(parser.prog), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm's, of names that it will drop
         began, results = time.monotonic(), []
         for name, million in architectures(options.pattern, options.million):
-            results.append(result_of(name, million))
+            results.append(result_of(name, million, options.layers))
             print(f"{results[-1].kind:9} {name}: {results[-1].remark}", flush=True)
         import timm
 

@@ -138,6 +138,13 @@ def parse_image_size(size: Any) -> int | tuple[int, int]:
     return H if H == W else (H, W)
 
 
+def patches_in(image_size: Any, patch_size: int) -> int:
+    """N, the number of patches of an image; raises `ValueError` if that is no size."""
+    size = parse_image_size(image_size)
+    H, W = size if isinstance(size, tuple) else (size, size)
+    return (H // patch_size) * (W // patch_size)
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number that fits a float; True and False are no numbers."""
     if not isinstance(value, int | float) or isinstance(value, bool):

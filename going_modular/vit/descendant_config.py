@@ -73,7 +73,8 @@ class DescendantConfig(ViTConfig):
     - `pre_norm`: a LayerNorm before the encoder (CLIP).
     - `pooled_norm`: the last LayerNorm comes after the pooling instead of before. Without
       `last_norm` there is none.
-    - `pooling_heads` of `pool="attention"`; 0 stands for as many as in the encoder.
+    - `pooling_heads` of `pool="attention"`; 0 stands for as many as in the encoder. With
+      `pools_patches` it asks the patches alone, not class token and registers.
     - `gelu` may also be "quick", x·σ(1.702x) (CLIP).
     - `swiglu`: a gate in the MLP, see `SwiGLU`.
     - `attention_norm`, `mlp_norm`: a LayerNorm before the last linear layer of attention
@@ -91,6 +92,7 @@ class DescendantConfig(ViTConfig):
     pooled_norm: bool = False
     last_norm: bool = True
     pooling_heads: int = 0
+    pools_patches: bool = False
     swiglu: bool = False
     attention_norm: bool = False
     mlp_norm: bool = False
@@ -111,6 +113,8 @@ class DescendantConfig(ViTConfig):
             raise ValueError(f'pool="{self.pool}" needs class_token=True')
         if self.pool == "class_and_register" and not self.num_registers:
             raise ValueError('pool="class_and_register" needs num_registers of at least 1')
+        if self.pooled_norm and self.pooled_dim != self.embedding_dim:
+            raise ValueError(f'pool="{self.pool}" reads two vectors: pooled_norm has no place')
         if self.representation_size and self.pooled_dim != self.embedding_dim:
             raise ValueError(
                 f'pool="{self.pool}" has no layer before the head: representation_size=0'

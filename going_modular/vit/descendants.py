@@ -197,10 +197,9 @@ class Descendant(ViT):
 
     def pooled(self, z: torch.Tensor) -> torch.Tensor:
         """What the head reads, from all tokens: (B, T, D) -> (B, D), or (B, 2D) for two."""
-        pool = self.config.pool
+        pool, patches = self.config.pool, z[:, self.config.num_tokens_before_patches :]
         if pool == "attention":
-            return self.pooling(z)
-        patches = z[:, self.config.num_tokens_before_patches :]
+            return self.pooling(patches if self.config.pools_patches else z)
         if pool == "mean":
             return patches.mean(dim=1)
         if pool == "class_token":

@@ -4,7 +4,7 @@ What `folding` folded away is written as what changes nothing: a layer scale of 
 example. Features and logits stay the same.
 """
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,20 +62,30 @@ def kind_of(config: ViTConfig) -> str:
     Raises:
         ValueError: if there is none.
     """
-    if not isinstance(config, DescendantConfig):
-        return "vit"
-    sizes = {each.name: getattr(config, each.name) for each in fields(ViTConfig)}
-    paper = sizes | {"pool": "class_token"}
-    if config.gelu == "quick":
-        paper["gelu"] = "exact"
-    for name, kind in KINDS.items():
-        parts = {part: getattr(config, part) for part in kind.may_have}
-        if config == DescendantConfig(**paper | {"class_token": True} | kind.has | parts):
-            return name
+    for kind in KINDS:
+        if fits(config, kind):
+            return kind
     raise ValueError(
         f"no other implementation here has a place for all parts of {config}: expected those "
         f"of one of {', '.join(KINDS)}. write_vit keeps every part"
     )
+
+
+def fits(config: ViTConfig, kind: str) -> bool:
+    """Whether a kind of ViT has a place for all parts of a configuration."""
+    if not isinstance(config, DescendantConfig):
+        return kind in ("vit", "dinov2")
+    try:  # parts that do not go together
+        if kind == "deit" and config.pool == "class_token":  # a class with one head reads that
+            config = replace(config, pool="class_and_register", representation_size=0)
+        sizes = {each.name: getattr(config, each.name) for each in fields(ViTConfig)}
+        paper = sizes | {"pool": "class_token", "class_token": True}
+        if config.gelu == "quick":
+            paper["gelu"] = "exact"
+        parts = {part: getattr(config, part) for part in KINDS[kind].may_have}
+        return config == DescendantConfig(**paper | KINDS[kind].has | parts)
+    except ValueError:
+        return False
 
 
 def to_torchvision(vit: ViT) -> dict[str, torch.Tensor]:
@@ -86,7 +96,7 @@ def to_torchvision(vit: ViT) -> dict[str, torch.Tensor]:
 def to_jax(vit: ViT) -> dict[str, np.ndarray]:
     """For the official code, whose files `numpy.savez(path, **to_jax(vit))` writes."""
     written = write_weights(vit, vit_tensors(vit, JAX), JAX)
-    return {name: tensor.numpy() for name, tensor in written.items()}
+    return {name: tensor.float().numpy() for name, tensor in written.items()}
 
 
 def to_timm(vit: ViT, *, layer_scale: bool = False) -> dict[str, torch.Tensor]:
@@ -151,6 +161,10 @@ def to_huggingface(vit: ViT, generation: int = 5, *, kind: str = "") -> dict[str
     kind = kind or kind_of(config)
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if generation not in (4, 5):
+        raise ValueError(f"generation must be 4 or 5, got {generation!r}")
+    if not fits(config, kind):
+        raise ValueError(f"a {kind} has no place for all parts of {config}")
     if config.num_classes and config.representation_size:
         raise ValueError(
             "Hugging Face's classifier reads the class token directly: it has no place "
@@ -175,7 +189,10 @@ def to_huggingface(vit: ViT, generation: int = 5, *, kind: str = "") -> dict[str
     if kind.startswith("dino"):
         unfold_layer_scale(tensors, config)
         tensors["mask_token"] = torch.zeros_like(tensors["class_token"])  # for training alone
+    if kind == "dinov3":
+        tensors.setdefault("registers", tensors["class_token"][:, :0])
     if kind.startswith("dinov2"):
+        check_pool(config, ("class_token", "mean", "class_and_mean"))
         unfold_head(tensors, config.pool)
         tensors["mask_token"] = tensors["mask_token"][0]
         if generation == 4:

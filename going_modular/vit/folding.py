@@ -59,6 +59,8 @@ def fold_biases(tensors: dict[str, torch.Tensor]) -> None:
     """
     for layer in layers_with(tensors, "attention.qkv.bias_mask"):
         mask, name = tensors.pop(f"{layer}attention.qkv.bias_mask"), f"{layer}attention.qkv.bias"
+        if not torch.isin(mask, torch.tensor([0.0, 1.0]).to(mask)).all():
+            raise ValueError(f"the mask of {name} has other numbers than 0 and 1")
         tensors[name] = tensors[name] * mask
     for layer in layers_with(tensors, "attention.q_bias"):
         q, v = (tensors.pop(f"{layer}attention.{letter}_bias") for letter in "qv")
@@ -85,8 +87,10 @@ def fold_layer_scale(tensors: dict[str, torch.Tensor]) -> None:
         if scaled and (without := [layer for layer in layers if layer not in scaled]):
             raise ValueError(f"missing: the layer scale of {without[0]}{part}, others have one")
         for layer in scaled:
-            scale = tensors.pop(f"{layer}{part}.scale")
+            scale = tensors.pop(f"{layer}{part}.scale").float()  # products of halves round
             name = f"{layer}{part}.{layer_before}."
+            if scale.shape != tensors[f"{name}bias"].shape:
+                raise ValueError(f"the layer scale of {layer}{part} has {len(scale)} numbers")
             tensors[f"{name}weight"] = scale[:, None] * tensors[f"{name}weight"]
             tensors[f"{name}bias"] = scale * tensors[f"{name}bias"]
 
@@ -117,13 +121,16 @@ def fold_tokens(tensors: dict[str, torch.Tensor]) -> None:
             tensors[name] = tensors[name].reshape(1, -1, tensors[name].shape[-1])
     if "distillation_token" in tensors:
         tensors["registers"] = tensors.pop("distillation_token")
+    if "registers" in tensors and tensors["registers"].shape[1] == 0:  # transformers' DINOv3
+        del tensors["registers"]
 
 
 def fold_distillation(tensors: dict[str, torch.Tensor]) -> None:
     """The mean of DeiT's two answers is one linear layer of both tokens, side by side."""
     if "distillation_head.weight" in tensors:
         for kind in ("weight", "bias"):
-            both = [tensors.pop(f"{head}.{kind}") for head in ("head", "distillation_head")]
+            heads = ("head", "distillation_head")
+            both = [tensors.pop(f"{head}.{kind}").float() for head in heads]
             tensors[f"head.{kind}"] = (
                 torch.cat(both, dim=1) if kind == "weight" else both[0] + both[1]
             ) / 2

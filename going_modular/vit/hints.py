@@ -7,6 +7,7 @@ architecture, what the head reads, the size of images and the colors. open_clip'
 """
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,13 @@ GELUS = {
     "quick_gelu": "quick",
 }
 # timm's names for what the head reads, and ours
-POOLS = {"avg": "mean", "token": "class_token"}
+POOLS = {"avg": "mean", "token": "class_token", "map": "attention"}
+# timm's options of a model that tensors show, or that are for training alone
+SHOWN = re.compile(
+    r"img_size|patch_size|in_chans|num_classes|embed_dim|depth|mlp_ratio|qkv_bias|init_values"
+    r"|class_token|no_embed_class|reg_tokens|num_reg_tokens|dynamic_img_(size|pad)|strict_img_size"
+    r"|.*drop.*|global_pool|num_heads"
+)
 # What config.json calls them, and the field of `ViTConfig`
 FIELDS = {
     "num_attention_heads": "num_heads",
@@ -40,6 +47,9 @@ OPEN_CLIP_PARTS: dict[str, Any] = {
     "no_ln_pre": False,
     "pos_embed_type": "learnable",
     "qk_norm": False,
+    "act_kwargs": None,
+    "norm_kwargs": None,
+    "timm_model_kwargs": None,
 }
 # What Hugging Face's config.json leaves out where it is the default of its class
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -125,6 +135,8 @@ def told_by_huggingface(vision: dict[str, Any], tensors: Tensors) -> dict[str, A
         if act not in GELUS:
             raise ValueError(f"its config.json tells of {act!r}, not of a GELU")
         options["gelu"] = GELUS[act]
+    if vision.get("pooler_act", "tanh") != "tanh":
+        raise ValueError(f"its config.json tells of a pooler with {vision['pooler_act']!r}")
     rotary = vision.get("rope_parameters") or vision
     theta = rotary.get("rope_theta", 100) if isinstance(rotary, dict) else rotary
     if is_dinov3 and theta != 100:
@@ -151,6 +163,7 @@ def told_by_open_clip(config: dict[str, Any], tensors: Tensors) -> Hints:
     options: dict[str, Any] = {}
     if isinstance(vision.get("timm_model_name"), str):
         options["architecture"] = vision["timm_model_name"]
+        options |= pool_told(vision.get("timm_pool"))
     width, head_width = vision.get("width"), vision.get("head_width", 64)
     if isinstance(width, int) and isinstance(head_width, int) and head_width > 0:
         if not has_width(tensors, width):
@@ -163,17 +176,41 @@ def told_by_open_clip(config: dict[str, Any], tensors: Tensors) -> Hints:
 
 
 def told_by_timm(config: dict[str, Any]) -> dict[str, Any]:
-    """Options that timm's config.json tells: architecture, pooling and image size."""
+    """Options that timm's config.json tells: architecture, pooling, heads and image size.
+
+    Raises:
+        ValueError: if it tells of an option or a pooling that is none here.
+    """
     told: dict[str, Any] = {}
-    if isinstance(config.get("architecture"), str):
-        told["architecture"] = config["architecture"]
-    if (pool := POOLS.get(str(config.get("global_pool")))) is not None:
-        told["pool"] = pool
+    if not isinstance(config.get("architecture"), str):
+        return told
+    told["architecture"] = config["architecture"]
+    arguments = config.get("model_args") or {}
+    if not isinstance(arguments, dict):
+        raise ValueError(f"its config.json has no model_args but {arguments!r}")
+    if unknown := [name for name in arguments if not SHOWN.fullmatch(name)]:
+        raise ValueError(f"its config.json tells of {', '.join(unknown)}, which is no part here")
+    told |= pool_told(arguments.get("global_pool", config.get("global_pool")))
+    if "num_heads" in arguments:
+        told["num_heads"] = arguments["num_heads"]
     pretrained = config.get("pretrained_cfg")
     size = pretrained.get("input_size") if isinstance(pretrained, dict) else None
     if isinstance(size, list) and len(size) == 3:
         told["image_size"] = tuple(size[1:])
     return told
+
+
+def pool_told(pool: Any) -> dict[str, Any]:
+    """What timm's word for the pooling tells; nothing if there is none.
+
+    Raises:
+        ValueError: if it is another word.
+    """
+    if not pool:
+        return {}
+    if pool not in POOLS:
+        raise ValueError(f"timm's pooling {pool!r} is no part here, but {', '.join(POOLS)}")
+    return {"pool": POOLS[pool]}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -199,6 +236,13 @@ def normalization_in(colors: Any) -> Normalization | None:
         return None
     if colors.get("do_normalize") is False:
         return Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    if (
+        colors.get("do_rescale") is False
+        or round(1 / (colors.get("rescale_factor") or 1 / 255)) != 255
+    ):
+        raise ValueError(
+            "colors that are not from 0 to 1 before they are normalized are no part here"
+        )
     for names in (("image_mean", "image_std"), ("mean", "std")):
         if all(name in colors for name in names):
             mean, std = (three_numbers(name, colors[name]) for name in names)

@@ -170,9 +170,11 @@ def read_by_head(vit: ViT, images: torch.Tensor, interpolate: bool = False) -> t
     z, pool = vit.eval().forward_features(images, interpolate), vit.config.pool
     if pool == "attention":
         attention = vit.pooling.attention
+        left_out = vit.config.num_tokens_before_patches
+        left_out *= isinstance(vit.config, DescendantConfig) and vit.config.pools_patches
         q, _, _ = attention.queries_keys_values(vit.pooling.latent)  # (1, h, 1, D/h)
-        _, k, _ = attention.queries_keys_values(z)
-        return attention_weights(q, k).mean(dim=1).squeeze(1)
+        _, k, _ = attention.queries_keys_values(z[:, left_out:])
+        return F.pad(attention_weights(q, k).mean(dim=1).squeeze(1), (left_out, 0))
     read = torch.zeros(z.shape[:2]).to(z)
     if pool in ("mean", "class_and_mean"):
         patches = read[:, vit.config.num_tokens_before_patches :]

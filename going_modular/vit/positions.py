@@ -57,7 +57,8 @@ def sincos_2d(grid: Grid, D: int, temperature: float = 10_000) -> torch.Tensor:
     patches.
     """
     y, x = torch.meshgrid(*(torch.arange(float(n)) for n in grid), indexing="ij")
-    omega = temperature ** -torch.linspace(0, 1, D // 4)
+    # transformers keeps `torch.device` from reaching linspace, see findings/
+    omega = temperature ** -torch.linspace(0, 1, D // 4, device=y.device)
     x, y = (axis.flatten()[:, None] * omega for axis in (x, y))  # each (N, D/4)
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).unsqueeze(0)
 

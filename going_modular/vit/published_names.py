@@ -311,15 +311,16 @@ NAMINGS = (
     *(huggingface_vit(generation) for generation in (5, 4)),
     *(huggingface_dinov2(*kind) for kind in product((5, 4), (False, True))),
     *(huggingface_dinov3(*kind) for kind in product((5, 4), (False, True))),
+    HUGGINGFACE_SIGLIP,  # before CLIP's, which fit as well where SigLIP has no pooling
     HUGGINGFACE_CLIP,
-    HUGGINGFACE_SIGLIP,
     OPEN_CLIP,
     JAX,
 )
 
 # Words before the names of a ViT that is part of a larger model
 WRAPPERS = re.compile(
-    r"^(visual\.trunk|visual|vision_model|vit|deit|dinov2|dinov2_with_registers|dinov3_vit)\."
+    r"^(visual\.trunk|visual|vision_model|backbone|vit|deit|dinov2|dinov2_with_registers"
+    r"|dinov3_vit|ijepa)\."
 )
 # Tensors beside a ViT, which its features do not need: of what, and their names
 BESIDES = {
@@ -329,8 +330,9 @@ BESIDES = {
     ),
     "of a decoder": re.compile(r"decoder\..*|decoder_(embed|pos_embed|blocks|norm|pred).*"),
     "for masked patches": re.compile(r"(embeddings\.)?mask_token"),
-    "that only counts positions": re.compile(r"(vision_model\.)?embeddings\.position_ids"),
+    "that only counts positions": re.compile(r"embeddings\.position_ids"),
     "for small crops in training": re.compile(r"local_cls_norm\..*"),
+    "of a head for training": re.compile(r"(dino|ibot)_head\..*"),
 }
 # Names of one tensor in several models, and the one in `NAMINGS`
 SPELLINGS = [
@@ -350,10 +352,20 @@ SPELLINGS = [
 
 
 def spellings(names: Iterable[str]) -> dict[str, str]:
-    """For each name of a ViT's tensor how `NAMINGS` spell it; what lies beside is left out."""
+    """For each name of a ViT's tensor how `NAMINGS` spell it; what lies beside is left out.
+
+    Raises:
+        ValueError: if two names have the same spelling.
+    """
     names = list(names)
     beside = {name for group in tensors_beside(names).values() for name in group}
-    return {name: spelling_of(name) for name in names if name not in beside}
+    spelled = {name: spelling_of(name) for name in names if name not in beside}
+    if len(set(spelled.values())) < len(spelled):
+        first: dict[str, str] = {}
+        for name, spelling in spelled.items():
+            if first.setdefault(spelling, name) != name:
+                raise ValueError(f"{first[spelling]} and {name} are the same tensor of a ViT")
+    return spelled
 
 
 def spelling_of(name: str) -> str:
@@ -375,8 +387,13 @@ def tensors_beside(names: Iterable[str]) -> dict[str, list[str]]:
         what: found
         for what, pattern in BESIDES.items()
         if (towers or what != "of the text tower")
-        and (found := [name for name in names if pattern.fullmatch(name)])
+        and (found := [name for name in names if pattern.fullmatch(inner_name(name, what))])
     }
+
+
+def inner_name(name: str, what: str) -> str:
+    """A name without the words of a larger model; a text tower has names of its own."""
+    return name if what == "of the text tower" else WRAPPERS.sub("", name)
 
 
 def remarks_on(names: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from going_modular.vit.config import patches_in
 from going_modular.vit.descendant_config import Rotary
 from going_modular.vit.folding import fold, has_gates
 from going_modular.vit.names import Tensors
@@ -50,19 +51,29 @@ ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
     (r"_rope_(ape_)?\d", {"turning": "axial"}),
     (r"_rope_mixed", {"turning": "mixed"}),
     (r"_pe_core_base_patch16_224", {"turning": "pe14"}),
-    (r"_pe_core_(small|tiny)", {"turning": "pe24"}),
-    (r"_pe_core", {"pooling_heads": 8}),
+    (r"_pe_core_(small|tiny|large)", {"turning": "pe24"}),
+    (r"_pe_core", {"pooling_heads": 8, "pools_patches": False}),
     (r"_pe_spatial", {"turning": "pe32", "pool": "mean", "last_norm": False}),
-    (r"_radio_v3", {"last_norm": False}),
+    (r"_radio_v[34]|_intern300m", {"last_norm": False}),
     (r"quickgelu", {"gelu": "quick"}),
     (r"^beit3", {"layer_norm_eps": 1e-5}),
-    (r"patch32_siglip", {"gelu": "tanh"}),
-    (r"^vit_base_patch16_gap_224", {"num_heads": 16}),
+    (r"patch32_siglip|so400m_patch16_siglip|siglip_(gap_)?512|giantopt", {"gelu": "tanh"}),
+    (r"^vit_base_patch16_gap_224|giantopt", {"num_heads": 16}),
+    (r"_7b_patch16_dinov3", {"num_heads": 32}),
+    (r"_huge_plus_patch16_dinov3", {"num_heads": 20}),
+    (r"_pe_spatial_gigantic|^eva02_enormous", {"num_heads": 16}),
+    (r"^eva02_enormous", {"late_norms": True}),
 ]
 
 
 def options_of(architecture: str) -> dict[str, Any]:
-    """The options that the name of one of timm's architectures tells; see `ARCHITECTURES`."""
+    """The options that the name of one of timm's architectures tells; see `ARCHITECTURES`.
+
+    Raises:
+        ValueError: if it is no text.
+    """
+    if not isinstance(architecture, str):
+        raise ValueError(f"architecture must be the name of one of timm's, got {architecture!r}")
     told: dict[str, Any] = {}
     for pattern, options in ARCHITECTURES:
         if re.search(pattern, architecture):
@@ -105,11 +116,13 @@ def folded_with_parts(
         ValueError: if their LayerNorms stand in other places, see `has_late_norms`, or
             their rotary positions turn at another speed.
     """
-    if has_late_norms(tensors):
+    if told.pop("late_norms", False) or has_late_norms(tensors):
         raise ValueError(
             "these tensors are those of a ViT whose LayerNorms follow attention and MLP, as "
             "timm's vit_base_patch16_rpn_224; our blocks have them before, so it is no part here"
         )
+    if {"norm.weight", "pooled_norm.weight"} <= tensors.keys():
+        raise ValueError("these tensors have a LayerNorm before and one after the pooling")
     folded = fold(tensors)
     split_positions(folded, told.get("image_size"))
     parts = pool_of(tensors, told)
@@ -122,15 +135,18 @@ def folded_with_parts(
     if "mean_head.weight" in tensors:  # which does not read the pooling that lies beside it
         for name in [name for name in folded if name.startswith("pooling.")]:
             del folded[name]
-    if "pooling_heads" in told:
-        parts["pooling_heads"] = told["pooling_heads"]
     if "registers" in folded:
         parts["num_registers"] = folded["registers"].shape[1]
+    if parts.get("pool") == "attention":
+        parts["pooling_heads"] = told.get("pooling_heads", 0)
+        before_patches = {"class_token", "registers"} & folded.keys()
+        parts["pools_patches"] = told.get("pools_patches", bool(before_patches))
     if turning := told.get("turning"):
         parts["turning"], parts["rotary"] = turning, TURNINGS[turning].rotary
     if (periods := folded.pop("rotary_periods", None)) is not None:
-        check_periods(periods, parts["rotary"])
-        parts["num_heads"] = len(folded["norm.weight"]) // (4 * len(periods))
+        parts["num_heads"] = heads_of(periods, parts["rotary"], len(folded["norm.weight"]))
+        if told.get("num_heads", parts["num_heads"]) != parts["num_heads"]:
+            raise ValueError(f"its periods are those of {parts['num_heads']} heads")
     if told.get("gelu") == "quick":
         parts["gelu"] = "quick"
     if parts:
@@ -153,14 +169,21 @@ def pool_of(tensors: Tensors, told: dict[str, Any]) -> dict[str, Any]:
     return parts | ({"pool": "mean"} if reads_mean and "class_token" in tensors else {})
 
 
-def check_periods(periods: torch.Tensor, rotary: Rotary) -> None:
-    """Raise `ValueError` unless rotary positions turn with these periods, which a file holds."""
+def heads_of(periods: torch.Tensor, rotary: Rotary, D: int) -> int:
+    """The number of heads, from the periods of rotary positions, which dinov3's files hold.
+
+    Raises:
+        ValueError: if they are not those of `rotary`, or their number does not fit D.
+    """
+    if periods.ndim != 1 or not len(periods) or D % (4 * len(periods)):
+        raise ValueError(f"{tuple(periods.shape)} periods of rotary positions do not fit D = {D}")
     expected = 1 / rotary.frequencies(4 * len(periods))[0, 0, : len(periods)]
     if not torch.allclose(periods.float(), expected, rtol=0.01):  # some are stored in 8 bits
         raise ValueError(
             f"rotary positions turn with periods from {periods.min():.3g} to "
             f"{periods.max():.3g}, those of {rotary} from 1 to {expected.max():.3g}"
         )
+    return D // (4 * len(periods))
 
 
 def has_late_norms(tensors: Tensors) -> bool:
@@ -203,28 +226,35 @@ def split_positions(tensors: dict[str, torch.Tensor], image_size: Any = None) ->
 
     A class token without a position gets one of zeros. Nothing changes where the patches
     neither make a square nor fill `image_size`.
+
+    Raises:
+        ValueError: if patches of several squares would fit, and no `image_size` decides.
     """
     E_pos = tensors.get("pos_embedding")
     E = tensors.get("patch_embedding.projection.weight")
     if E is None or E_pos is None or E_pos.ndim != 3 or E_pos.shape[2] != len(E):
         return
     num_patches = 0
-    if isinstance(image_size, tuple):
-        P = E.shape[-1]
-        num_patches = (image_size[0] // P) * (image_size[1] // P)
+    if image_size is not None:
+        num_patches = patches_in(image_size, E.shape[-1])
     registers = tensors.get("registers")
     R = 0 if registers is None else registers.shape[1]
     first = int("class_token" in tensors)
-    for given in dict.fromkeys((first + R, first, 0)):  # tokens besides patches with a position
-        N = E_pos.shape[1] - given
-        if N > 0 and (N == num_patches or math.isqrt(N) ** 2 == N):
-            break
-    else:
+    T = E_pos.shape[1]
+    # Tokens besides patches that have a position: all, class token, or none
+    several = list(dict.fromkeys((first + R, first, 0)))
+    told = [given for given in several if 0 < T - given == num_patches]
+    squares = [given for given in several if T > given and math.isqrt(T - given) ** 2 == T - given]
+    if not told and len(squares) > 1:
+        sides = " or ".join(str(math.isqrt(T - given)) for given in squares)
+        raise ValueError(f"the patches may be {sides} in a row and a column: give image_size=")
+    if not told and not squares:
         return
+    given = (told or squares)[0]
     if given == first:  # as we have them
         return
-    besides, patches = E_pos.split([given, N], dim=1)
+    besides, patches = E_pos.split([given, T - given], dim=1)
     if registers is not None and given == first + R:
-        tensors["registers"] = registers + besides[:, first:]
+        tensors["registers"] = registers.float() + besides[:, first:]
     of_class = besides[:, :first] if given else torch.zeros_like(E_pos[:, :first])
     tensors["pos_embedding"] = torch.cat([of_class, patches], dim=1)

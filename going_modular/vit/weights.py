@@ -6,7 +6,7 @@ any names in `published_names`. `export` goes the other way.
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,20 @@ from torch import nn
 from going_modular.images.transforms import Normalization
 from going_modular.model_builder import ViT, ViTConfig
 from going_modular.training.distributed import print_once
-from going_modular.vit.config import VIT_CONFIGS
+from going_modular.vit.config import VIT_CONFIGS, patches_in
 from going_modular.vit.descendant_config import DescendantConfig
 from going_modular.vit.descendants import build_vit
 from going_modular.vit.files import StoredWeights, read_weights
-from going_modular.vit.names import Naming, Tensors, mismatches
+from going_modular.vit.names import FLOATS, Naming, Tensors, mismatches
 from going_modular.vit.positions import Grid, interpolate_pos_embedding
-from going_modular.vit.published_names import OURS, TIMM, naming_of, remarks_on, spellings
+from going_modular.vit.published_names import (
+    OPEN_CLIP,
+    OURS,
+    TIMM,
+    naming_of,
+    remarks_on,
+    spellings,
+)
 from going_modular.vit.relatives import (
     TURNINGS,
     fold_turning,
@@ -31,6 +38,8 @@ from going_modular.vit.relatives import (
     turning_told_by,
 )
 
+# What `load_vit` can be told
+OPTIONS = {each.name for each in fields(DescendantConfig)} | {"architecture"}
 # Heads of published ViTs by D: Table 1, DeiT's sizes, and g, G and SO400M (arXiv
 # 2106.04560, 2305.13035)
 PUBLISHED_HEADS = {c.embedding_dim: c.num_heads for c in VIT_CONFIGS.values()}
@@ -69,13 +78,18 @@ def load_vit(
         weights = StoredWeights("these weights", weights, naming, naming.normalization)
     config, tensors = weights.config, weights.tensors
     known = weights.options | overrides
+    if unknown := overrides.keys() - OPTIONS:
+        raise ValueError(f"a ViT has no {', '.join(sorted(unknown))}: see DescendantConfig")
     remarks = list(weights.remarks)
     if config is None:
-        config, tensors = understand(tensors, **known)
+        own_size = weights.options.get("image_size")
+        config, tensors = understand(tensors, own_size=own_size, **known)
         remarks += remarks_on(weights.tensors)
         remarks += doubt_of_heads(weights, config, known)
-        remarks += doubts_of_descendants(config, known)
+        remarks += doubts_of_descendants(weights.naming, config, known)
     overrides.pop("architecture", None)
+    if others := overrides.keys() - {each.name for each in fields(config)}:
+        raise ValueError(f"{weights.file_name} is a plain ViT, without {', '.join(others)}")
     config_here = replace(config, **overrides)
     try:
         vit = build_vit(config_here)
@@ -107,8 +121,9 @@ def doubt_of_heads(
     """A remark if the number of heads is a guess. Few files show it: JAX's and dinov3's do."""
     D, is_timm = config.embedding_dim, weights.naming.title == TIMM.title
     shown = weights.naming.jax or "rope_embed.periods" in weights.tensors
-    if shown or {"num_heads", "architecture"} & known.keys():
+    if shown or "num_heads" in known | options_of(known.get("architecture", "")):
         return []
+    is_timm = is_timm and "architecture" not in known
     if D in PUBLISHED_HEADS and not (is_timm and D in SEVERAL_HEADS):
         return []
     reason = (
@@ -122,7 +137,7 @@ def doubt_of_heads(
     ]
 
 
-def doubts_of_descendants(config: ViTConfig, known: Mapping[str, Any]) -> list[str]:
+def doubts_of_descendants(naming: Naming, config: ViTConfig, known: Mapping[str, Any]) -> list[str]:
     """A remark on each part that no tensor shows, if nobody told it."""
     if not isinstance(config, DescendantConfig) or "architecture" in known:
         return []
@@ -131,6 +146,10 @@ def doubts_of_descendants(config: ViTConfig, known: Mapping[str, Any]) -> list[s
         remarks.append(f"{config.rotary} is a guess from the names of its tensors; {advice}")
     if (config.pre_norm or config.pool == "attention") and "gelu" not in known:
         remarks.append(f'gelu="{config.gelu}" is a guess, others have another; {advice}')
+    open_pools = ("class_token", "attention")  # no tensor shows them; others do
+    if naming.title in (TIMM.title, OPEN_CLIP.title) and config.pool in open_pools:
+        if "pool" not in known:
+            remarks.append(f'pool="{config.pool}" is a guess, others read another; {advice}')
     return remarks
 
 
@@ -167,11 +186,16 @@ def config_from_state_dict(state_dict: Tensors, **options) -> ViTConfig:
     return understand(state_dict, **options)[0]
 
 
-def understand(state_dict: Tensors, **options) -> tuple[ViTConfig, Tensors]:
+def understand(
+    state_dict: Tensors, *, own_size: Any = None, **options
+) -> tuple[ViTConfig, Tensors]:
     """What `config_from_state_dict` says, and the tensors that a model of it has.
 
     The tensors of a plain ViT are returned as they are. Those of a descendant have our
     names, and all that folds is folded.
+
+    Args:
+        own_size: the image size of these weights, if a file beside them tells it.
     """
     names_here = spellings(state_dict)
     given = {there: torch.as_tensor(state_dict[name]) for name, there in names_here.items()}
@@ -182,6 +206,9 @@ def understand(state_dict: Tensors, **options) -> tuple[ViTConfig, Tensors]:
             f"most of these names are those of {naming.title}, but some are not a ViT's:\n"
             + "\n".join(f"  unknown: {name}" for name, n in names_here.items() if n in unknown)
         )
+    for name, there in names_here.items():
+        if given[there].dtype not in FLOATS and not name.endswith("bias_mask"):
+            raise ValueError(f"{name} holds {given[there].dtype}, not floating-point numbers")
     translated = naming.translate(given)
     told = {"gelu": naming.gelu, "turning": naming.turning}
     try:
@@ -242,7 +269,9 @@ def understand(state_dict: Tensors, **options) -> tuple[ViTConfig, Tensors]:
         _, T, width = tensors["pos_embedding"].shape
         sizes["pos_embedding"] = "learned_1d" if width == D else "learned_2d"
         N = T - rows("class_token")
-        if width == D and N > 0 and math.isqrt(N) ** 2 == N:
+        if own_size is not None and patches_in(own_size, P) == N:
+            sizes["image_size"] = own_size
+        elif width == D and N > 0 and math.isqrt(N) ** 2 == N:
             sizes["image_size"] = math.isqrt(N) * P
         elif "image_size" not in options:
             raise ValueError(
@@ -251,12 +280,14 @@ def understand(state_dict: Tensors, **options) -> tuple[ViTConfig, Tensors]:
             )
     elif "rotary" in parts:
         sizes["pos_embedding"] = "none"
-    fields = defaults | told | sizes | parts
-    turning = fields.pop("turning", "")
+    values = defaults | told | sizes | parts
+    turning = values.pop("turning", "")
     if not parts:
+        if others := values.keys() - {each.name for each in fields(ViTConfig)}:
+            raise ValueError(f"these weights are those of a plain ViT, without {', '.join(others)}")
         plain = all(tensor is translated.get(name) for name, tensor in tensors.items())
-        return ViTConfig(**fields), given if plain else tensors
-    config = DescendantConfig(**fields)
+        return ViTConfig(**values), given if plain else tensors
+    config = DescendantConfig(**values)
     if turning:
         try:
             fold_turning(tensors, TURNINGS[turning], config.num_heads)
