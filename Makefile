@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-all notebooks book demo lab clean
+.PHONY: run test test-all notebooks bench book demo lab clean
 
 run: .venv/ready
 	$(BIN)/python -m going_modular.publishing.notebooks run
@@ -28,6 +28,11 @@ notebooks: export FOODVISION_SIZE = cpu
 notebooks: .venv/ready
 	$(BIN)/python -m going_modular.publishing.notebooks store
 	$(BIN)/python -m going_modular.publishing.notebooks solve
+
+# Speed and memory beside timm, transformers and torchvision: docs/results/bench.md. It takes
+# about an hour on two cores, which should have nothing else to do
+bench: .venv/peers
+	$(BIN)/python -m benchmarks --write
 
 # A web site of the notebooks with their stored outputs: build/book/index.html
 book: .venv/book

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from going_modular.training.distributed import (
     sum_over_processes,
     sync_gradients,
 )
+from going_modular.training.feature_cache import keep_features
 from going_modular.training.interrupts import delayed_interrupts
 from going_modular.training.progress import Progress, Step, StepOnDevice, Totals, check_finite, zero
 from going_modular.utils import autocast, get_device
@@ -489,11 +491,36 @@ def confusion_matrix(
 
 
 def extract_features(
-    backbone: nn.Module, dataloader: Batches, device: torch.device | str
+    backbone: nn.Module,
+    dataloader: Batches,
+    device: torch.device | str,
+    *,
+    cache: str | Path | None = None,
+    precision: str = "float32",
 ) -> TensorDataset:
     """What a frozen backbone makes of each image: features (M, D) and labels (M,).
 
     A frozen backbone gives the same features in every epoch, as long as the
     transform is deterministic; a head can then train on these instead of images.
+
+    Args:
+        cache: a folder that keeps the features for the next run, see `feature_cache`. It
+            needs photos in their order, and a transform without random numbers. A line
+            says how many features were read and how many computed. If the images are in
+            memory, or code is not from torch, torchvision or this package, a line says
+            that the folder is not used.
+        precision: see `utils.autocast`. The features themselves are float32.
+
+    Raises:
+        ValueError: with `cache`, if the loader shuffles or the transform is random.
     """
-    return TensorDataset(*predict(backbone, dataloader, device))
+
+    def compute(batches: Batches) -> tuple[torch.Tensor, torch.Tensor]:
+        with autocast(device, precision):
+            features, labels = predict(backbone, batches, device)
+        return features.float(), labels
+
+    if cache is None:
+        return TensorDataset(*compute(dataloader))
+    setting = [precision, torch.device(device).type]
+    return TensorDataset(*keep_features(compute, backbone, dataloader, setting, cache))

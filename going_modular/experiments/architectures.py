@@ -15,7 +15,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -73,7 +73,7 @@ def result_of(name: str, million: float, layers: int = 0) -> Result:
     """
     import timm
 
-    only = {"depth": layers} if layers else {}
+    only: dict[str, Any] = {"depth": layers} if layers else {}
     vit = give_random_values(timm.create_model(name, **only)).eval()
     size = tuple(vit.default_cfg["input_size"][1:])
     images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))

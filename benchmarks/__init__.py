@@ -1,0 +1,1 @@
+"""Speed and memory of our ViT beside other libraries: `make bench`."""
