@@ -338,6 +338,7 @@ def hidden(order, visible):
         (patches_with(by_patch, lambda order, n: order.sort().values[:, n:]), "has its own"),
         (patches_with(lambda target: target, hidden), "which target"),
         (patches_with(lambda t: after_the_paper.normalized(t, (1, 2)), hidden), "of its own"),
+        (patches_with(lambda t: after_the_paper.normalized(t, 2, 1), hidden), "your variance"),
     ],
 )
 def test_14_hints_at_what_is_wrong_with_a_masked_loss(answer, hint):
@@ -349,34 +350,37 @@ def test_14_hints_at_what_is_wrong_with_a_masked_loss(answer, hint):
 def scaled(weight, bias):
     """A function for exercise 14.4 that scales the two tensors in its own way."""
 
-    def fold_scale(layer, scale):
+    def fold_before(layer, scale):
         new = copy.deepcopy(layer)
         with torch.no_grad():
             new.weight.copy_(weight(layer.weight, scale))
             new.bias.copy_(bias(layer.bias, scale))
         return new
 
-    return fold_scale
+    return fold_before
 
 
 def scaled_in_place(layer, scale):
     with torch.no_grad():
-        layer.weight.mul_(scale[:, None])
-        layer.bias.mul_(scale)
+        layer.weight.mul_(scale)
     return layer
 
 
 @pytest.mark.parametrize(
     "answer, hint",
     [
-        (scaled(lambda W, s: s[:, None] * W, lambda b, s: b), "What happens to the bias"),
-        (scaled(lambda W, s: s.mean() * W, lambda b, s: s * b), "Which rows or columns"),
+        (scaled(lambda W, s: s * W, lambda b, s: s * b), "Does the bias see it"),
+        (scaled(lambda W, s: s[:, None] * W, lambda b, s: s * b), "after the whole layer"),
+        (scaled(lambda W, s: s[:, None] * W, lambda b, s: b), "Which numbers of W"),
+        (scaled(lambda W, s: s.mean() * W, lambda b, s: b), "is the sum of"),
         (scaled_in_place, "the given layer has changed"),
+        (lambda layer, scale: layer.weight, "its type is Parameter"),
     ],
 )
 def test_14_hints_at_what_is_wrong_with_a_folded_scale(answer, hint):
+    after_the_paper.scale_before_a_layer(scaled(lambda W, s: s * W, lambda b, s: b))
     with pytest.raises(NotYet, match=hint):
-        after_the_paper.scale_in_the_layer(answer)
+        after_the_paper.scale_before_a_layer(answer)
 
 
 def turned_in_pairs(x, positions, frequencies):
@@ -386,15 +390,40 @@ def turned_in_pairs(x, positions, frequencies):
     return torch.view_as_real(points * torch.polar(torch.ones_like(angles), angles)).flatten(1)
 
 
+def turned_right(x, positions, frequencies):
+    return turn(x, positions[:, None] * frequencies)
+
+
 @pytest.mark.parametrize(
     "answer, same, hint",
     [
-        (lambda x, p, f: turn(x, -p[:, None] * f), True, "the other way"),
-        (turned_in_pairs, True, "the coordinates of one point"),
-        (lambda x, p, f: turn(x, p[:, None] * f), False, "by which angle"),
-        (lambda x, p, f: turn(x, p[:, None] * f), 1, "True or False"),
+        (lambda x, p, f: turn(x, -p[:, None] * f), (True, False, False), "the other way"),
+        (turned_in_pairs, (True, False, False), "the coordinates of one point"),
+        (turned_right, (False, False, False), r"for \(6, 8\): how far"),
+        (turned_right, (True, True, False), r"for \(3, 1\): how far"),
+        (turned_right, (True, False, True), r"for \(2, 6\): how far"),
+        (turned_right, (True, 0, False), r"for \(3, 1\) should be True or False"),
+        (turned_right, (True, False, ...), r"for \(2, 6\) has no answer yet"),
+        (turned_right, ..., "same_product has no answer yet"),
+        (turned_right, True, "three values"),
     ],
 )
 def test_14_hints_at_what_is_wrong_with_turned_points(answer, same, hint):
     with pytest.raises(NotYet, match=hint):
         after_the_paper.turned_pairs(answer, same)
+
+
+@pytest.mark.parametrize(
+    "answer, hint",
+    [
+        (lambda values: 0 * values[:, :, :1], "Are the weights of a softmax zero"),
+        (lambda values: values.sum(dim=2, keepdim=True), "add up to"),
+        (lambda values: values[:, :, :1], "N equal numbers"),
+        (lambda values: values.mean(dim=2), "has the shape"),
+        (lambda values: ..., "returns nothing yet"),
+    ],
+)
+def test_14_hints_at_what_is_wrong_with_a_pooling_without_keys(answer, hint):
+    after_the_paper.pooling_without_keys(lambda values: values.mean(dim=2, keepdim=True))
+    with pytest.raises(NotYet, match=hint):
+        after_the_paper.pooling_without_keys(answer)

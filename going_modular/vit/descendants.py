@@ -32,8 +32,8 @@ class DescendantAttention(MultiheadSelfAttentionBlock):
 
     Rotary positions see each head's D/h numbers as D/2h points in a plane: number i and
     number i + D/2h are one point. A patch's place turns each point by an angle, at another
-    speed for each. The product of a turned query and a turned key then depends only on how
-    far the two patches are apart.
+    speed for each. The product of a turned query and a turned key then depends only on the
+    offset from one patch to the other: so many rows down and so many columns to the right.
     """
 
     def __init__(self, config: DescendantConfig):
