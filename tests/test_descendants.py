@@ -1,6 +1,7 @@
 """Later ViTs: each part as timm has it, and what folds into plainer models."""
 
 import json
+import re
 from dataclasses import asdict
 
 import pytest
@@ -14,7 +15,8 @@ from going_modular.vit.descendant_config import DescendantConfig, Rotary
 from going_modular.vit.descendants import Descendant
 from going_modular.vit.export import to_timm
 from going_modular.vit.files import read_vit, write_vit
-from going_modular.vit.weights import load_vit
+from going_modular.vit.relatives import options_of
+from going_modular.vit.weights import PUBLISHED_HEADS, load_vit
 
 # timm's architectures, one for each kind, and what makes a small one of it
 KINDS = {
@@ -234,3 +236,28 @@ def test_a_tensor_that_is_misshapen_is_an_error(name):
     for misshapen in complete:
         with pytest.raises(ValueError):
             load_vit(complete | {misshapen: torch.zeros(7)}, num_heads=2)
+
+
+def test_heads_and_gelu_of_timms_architectures_are_those_that_their_names_tell():
+    """Of all sizes; no tensor shows them. The models are built without memory."""
+    timm = pytest.importorskip("timm")
+    wrong = []
+    for name in timm.list_models():
+        if not re.search(architectures.KINDS, name) or re.search(architectures.OTHERS, name):
+            continue
+        try:
+            with torch.device("meta"):
+                vit = timm.create_model(name, depth=1)
+        except (AssertionError, TypeError):  # some cannot be that short
+            continue
+        attention = getattr(vit.blocks[0], "attn", None)
+        mlp = getattr(vit.blocks[0], "mlp", None)
+        if attention is None or not hasattr(mlp, "fc1"):
+            continue  # parallel blocks, which are refused
+        told, D = options_of(name), vit.embed_dim
+        heads = told.get("num_heads") or PUBLISHED_HEADS.get(D) or max(D // 64, 1)
+        gelus = {"GELU": "exact", "GELUTanh": "tanh", "QuickGELU": "quick"}
+        gelu = gelus.get(type(mlp.act).__name__)  # None: the gate of a SwiGLU
+        if heads != attention.num_heads or (gelu and gelu != told.get("gelu", "exact")):
+            wrong.append((name, heads, attention.num_heads, gelu))
+    assert not wrong

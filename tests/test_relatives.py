@@ -499,6 +499,26 @@ def test_what_is_told_of_dinov3_has_to_fit_its_periods():
         load_vit(tensors)
 
 
+def test_a_classifier_on_clip_says_what_it_does_not_read(capsys):
+    transformers = pytest.importorskip("transformers", reason=WHERE)
+    text = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    for name, words in (
+        ("CLIP", "2 tensors of post_layernorm."),
+        ("Siglip", "11 tensors of head."),
+    ):
+        config = getattr(transformers, f"{name}Config")(vision_config=SIZES | MLP, text_config=text)
+        config.num_labels = 5
+        theirs = getattr(transformers, f"{name}ForImageClassification")(config)
+        theirs = give_random_values(theirs).eval()
+        assert_same(load_vit(theirs.state_dict(), num_heads=3), theirs)
+        assert words in capsys.readouterr().out
+
+
+def test_that_timms_eva_may_have_rotary_positions_is_said(capsys):
+    load_vit(timms("vit_small_patch16_rope_ape_224").state_dict(), num_heads=2)
+    assert "no rotary positions is a guess" in capsys.readouterr().out
+
+
 def test_what_is_guessed_of_the_pooling_is_said(capsys):
     load_vit(timms("vit_small_patch16_dinov3").state_dict(), num_heads=2)
     assert 'pool="class_token" is a guess' in capsys.readouterr().out

@@ -46,7 +46,7 @@ def code_digest() -> str:
     return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
 
 
-IMPORTED = code_digest()
+IMPORTED = code_digest()  # at import: later, the files may be others than the code that runs
 
 
 def key_of(backbone: nn.Module, photos: PhotoFolder, setting: list[str]) -> str:

@@ -75,7 +75,7 @@ def fits(config: ViTConfig, kind: str) -> bool:
     """Whether a kind of ViT has a place for all parts of a configuration."""
     if not isinstance(config, DescendantConfig):
         return kind in ("vit", "dinov2")
-    try:  # parts that do not go together
+    try:
         if kind == "deit" and config.pool == "class_token":  # a class with one head reads that
             config = replace(config, pool="class_and_register", representation_size=0)
         sizes = {each.name: getattr(config, each.name) for each in fields(ViTConfig)}
@@ -84,7 +84,7 @@ def fits(config: ViTConfig, kind: str) -> bool:
             paper["gelu"] = "exact"
         parts = {part: getattr(config, part) for part in KINDS[kind].may_have}
         return config == DescendantConfig(**paper | KINDS[kind].has | parts)
-    except ValueError:
+    except ValueError:  # such parts do not go together
         return False
 
 
@@ -201,9 +201,9 @@ def to_huggingface(vit: ViT, generation: int = 5, *, kind: str = "") -> dict[str
         unfold_patch_bias(tensors)
         if "head.bias" in tensors:
             check_zero(tensors.pop("head.bias"), "the head's bias has numbers")
+        tensors["class_token"] = tensors["class_token"][0, 0]
     if kind in ("clip", "siglip"):
-        for name in tensors.keys() & {"class_token", "pos_embedding"}:
-            tensors[name] = tensors[name].squeeze()
+        tensors["pos_embedding"] = tensors["pos_embedding"][0]
     written = write_weights(vit, tensors, naming)
     if kind == "dinov3":  # key_bias=False is its default
         for name in [name for name in written if name.endswith("k_proj.bias")]:

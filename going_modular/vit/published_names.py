@@ -297,10 +297,6 @@ DESCENDANTS = """registers pre_norm. encoder.{}.attention.query_norm. encoder.{}
 encoder.{}.attention.projection.norm. encoder.{}.attention.frequencies encoder.{}.mlp.gate.
 encoder.{}.mlp.contract.norm. pooling.latent pooling.attention.qkv. pooling.attention.projection.
 pooling.norm. pooling.mlp.expand. pooling.mlp.contract.""".split()
-DESCENDANTS = """registers pre_norm. encoder.{}.attention.query_norm. encoder.{}.attention.key_norm.
-encoder.{}.attention.projection.norm. encoder.{}.attention.frequencies encoder.{}.mlp.gate.
-encoder.{}.mlp.contract.norm. pooling.latent pooling.attention.qkv. pooling.attention.projection.
-pooling.norm. pooling.mlp.expand. pooling.mlp.contract.""".split()
 OURS = Naming("this project", {name: name for name in (*TORCHVISION.parts, *DESCENDANTS)})
 
 NAMINGS = (
@@ -360,11 +356,10 @@ def spellings(names: Iterable[str]) -> dict[str, str]:
     names = list(names)
     beside = {name for group in tensors_beside(names).values() for name in group}
     spelled = {name: spelling_of(name) for name in names if name not in beside}
-    if len(set(spelled.values())) < len(spelled):
-        first: dict[str, str] = {}
-        for name, spelling in spelled.items():
-            if first.setdefault(spelling, name) != name:
-                raise ValueError(f"{first[spelling]} and {name} are the same tensor of a ViT")
+    first: dict[str, str] = {}
+    for name, spelling in spelled.items():
+        if first.setdefault(spelling, name) != name:
+            raise ValueError(f"{first[spelling]} and {name} are the same tensor of a ViT")
     return spelled
 
 

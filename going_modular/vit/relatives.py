@@ -57,11 +57,12 @@ ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
     (r"_radio_v[34]|_intern300m", {"last_norm": False}),
     (r"quickgelu", {"gelu": "quick"}),
     (r"^beit3", {"layer_norm_eps": 1e-5}),
-    (r"patch32_siglip|so400m_patch16_siglip|siglip_(gap_)?512|giantopt", {"gelu": "tanh"}),
+    (r"patch32_siglip|(so400m|giantopt)_patch16_siglip", {"gelu": "tanh"}),
+    (r"large_patch16_siglip_(gap_)?512", {"gelu": "tanh"}),
     (r"^vit_base_patch16_gap_224|giantopt", {"num_heads": 16}),
     (r"_7b_patch16_dinov3", {"num_heads": 32}),
     (r"_huge_plus_patch16_dinov3", {"num_heads": 20}),
-    (r"_pe_spatial_gigantic|^eva02_enormous", {"num_heads": 16}),
+    (r"_pe_(core|lang|spatial)_gigantic|^eva02_enormous", {"num_heads": 16}),
     (r"^eva02_enormous", {"late_norms": True}),
 ]
 

@@ -87,6 +87,8 @@ def load_vit(
         remarks += remarks_on(weights.tensors)
         remarks += doubt_of_heads(weights, config, known)
         remarks += doubts_of_descendants(weights.naming, config, known)
+        remarks += doubt_of_rotary(weights, config, known)
+        remarks += unread_by_classifier(weights)
     overrides.pop("architecture", None)
     if others := overrides.keys() - {each.name for each in fields(config)}:
         raise ValueError(f"{weights.file_name} is a plain ViT, without {', '.join(others)}")
@@ -151,6 +153,26 @@ def doubts_of_descendants(naming: Naming, config: ViTConfig, known: Mapping[str,
         if "pool" not in known:
             remarks.append(f'pool="{config.pool}" is a guess, others read another; {advice}')
     return remarks
+
+
+def doubt_of_rotary(
+    weights: StoredWeights, config: ViTConfig, known: Mapping[str, Any]
+) -> list[str]:
+    """A remark if a ViT of timm's class Eva gets none: it may have rotary positions as well."""
+    is_eva = weights.naming.title == TIMM.title and any(".gamma_1" in n for n in weights.tensors)
+    if not is_eva or "architecture" in known or getattr(config, "rotary", None) is not None:
+        return []
+    return ["no rotary positions is a guess: architecture=, with timm's name, tells"]
+
+
+def unread_by_classifier(weights: StoredWeights) -> list[str]:
+    """A remark on tensors that transformers' classifiers on CLIP and SigLIP do not read."""
+    parts, names = weights.naming.parts, spellings(weights.tensors).values()
+    if "mean_head." not in parts or f"{parts['mean_head.']}weight" not in names:
+        return []
+    unread = ("head.",) if "pooling.latent" in parts else (parts["norm."],)
+    count = sum(name.startswith(unread) for name in names)
+    return [f"{count} tensors of {unread[0]} are left out: its classifier does not read them"]
 
 
 def normalization_of(weights: str | Path | Tensors) -> Normalization:
