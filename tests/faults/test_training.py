@@ -136,15 +136,19 @@ def test_ctrl_C(photos, tmp_path, whole, record):
 
 
 def test_killed_20_times(photos, tmp_path, whole, record):
-    """At random moments. Each life goes on from the last checkpoint of those before."""
+    """At random moments. Each life goes on from the last checkpoint of those before, and
+    every third is left to finish an epoch, however slow the machine is.
+    """
     words = ["--data", photos, "--output", tmp_path / "run", *LONG]
     moments, done = random.Random(0), [0]
     length = sum(line["seconds"] for line in lines_of(whole(photos)))
     for number in range(KILLS):
         process = start("train", words, log=tmp_path / "log")
-        if number % 5:  # else while it is still getting ready
+        if number % 3 == 0:
+            wait_for_epoch(done[-1] + 2, tmp_path / "run", process)
+        elif number % 5:  # else while it is still getting ready
             wait_for_words("to train on", tmp_path / "log.out", process)
-        process.join(moments.uniform(0, length / 15))
+        process.join(moments.uniform(0, length / 25))
         assert process.is_alive(), "it has ended before it was killed: make it longer"
         kill(process)
         checkpoint = tmp_path / "run/checkpoint.pt"
