@@ -7,8 +7,10 @@ BIN := .venv/bin
 run: .venv/ready
 	$(BIN)/python -m going_modular.publishing.notebooks run
 
-# Tests and stored outputs use the drawn images, our backbone and one size on every machine.
+# Tests and stored outputs use the drawn images, our backbone, one size and one precision on
+# every machine.
 test notebooks: export VIT_WEIGHTS =
+test notebooks: export FOODVISION_PRECISION = float32
 test: export FOODVISION_SOURCE = synthetic
 test: export FOODVISION_SIZE = smoke
 test: .venv/ready

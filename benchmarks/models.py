@@ -70,16 +70,6 @@ def build(library: str, c: ViTConfig, dropout: float | None = None) -> nn.Module
         return transformers.ViTForImageClassification(config)
 
 
-def sixteen_bit_products(device: torch.device) -> str:
-    """What multiplies matrices in bfloat16 on a device: "avx512_bf16", say; "" if nothing."""
-    if device.type == "cuda":
-        return "bfloat16" * torch.cuda.is_bf16_supported(including_emulation=False)
-    if hasattr(torch.cpu, "get_capabilities"):
-        found = torch.cpu.get_capabilities()
-        return ", ".join(name for name in ("avx512_bf16", "amx_bf16") if found.get(name))
-    return "avx512_bf16" * torch.cpu._is_avx512_bf16_supported()
-
-
 def logits_of(library: str, model: Callable, images: torch.Tensor, precision: str) -> torch.Tensor:
     """Logits in a precision: ours by `utils.autocast`, others as PyTorch's manual shows it."""
     device = images.device

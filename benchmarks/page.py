@@ -10,9 +10,9 @@ import matplotlib.pyplot as plt
 import torch
 
 from benchmarks.measuring import Group, spread_of
-from benchmarks.models import OURS, PEERS, sixteen_bit_products
+from benchmarks.models import OURS, PEERS
 from benchmarks.rows import AUTOMATIC, BASE, ROWS
-from going_modular.utils import atomic_write
+from going_modular.utils import atomic_write, bfloat16_instructions
 
 # What we want of a median on a CPU: row, setting (a pattern) and candidate; "at least" or
 # "at most"; the number with 16-bit products, and without them
@@ -65,7 +65,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "processor": found.get("cpu_name") or platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
-        "products": sixteen_bit_products(device),
+        "products": bfloat16_instructions(device),
         "versions": versions,
     }
 

@@ -25,7 +25,7 @@ from going_modular.images.folders import PhotoFolder
 from going_modular.images.transforms import evaluation_transform
 from going_modular.model_builder import ViT
 from going_modular.training.recipes import HEAD, build_optimizer
-from going_modular.utils import autocast, best_precision, count_multiply_adds
+from going_modular.utils import autocast, best_precision, bfloat16_instructions, count_multiply_adds
 from going_modular.vit.weights import load_vit
 
 AUTOMATIC, BASE = "ours, automatic precision", "base"
@@ -46,7 +46,7 @@ class Run:
     @property
     def precisions(self) -> list[str]:
         """Those in which all libraries are compared here."""
-        return ["float32"] + ["bfloat16"] * bool(models.sixteen_bit_products(self.device))
+        return ["float32"] + ["bfloat16"] * bool(bfloat16_instructions(self.device))
 
     def times(self, works: dict[str, Work]) -> Values:
         least = 0.0 if self.quick else LEAST_SECONDS[self.device.type]

@@ -471,13 +471,18 @@ def print_epoch(
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, dataloader: Batches, device: torch.device | str
+    model: nn.Module, dataloader: Batches, device: torch.device | str, precision: str = "float32"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The model's outputs (M, K) and the labels (M,) for all M samples, on the CPU."""
+    """The model's outputs (M, K) and the labels (M,) for all M samples, on the CPU.
+
+    Args:
+        precision: see `utils.autocast`, which decides the outputs' type as well.
+    """
     model.to(device).eval()
     outputs, all_labels = [], []
     for images, labels in dataloader:
-        outputs.append(model(images.to(device)).cpu())
+        with autocast(device, precision):
+            outputs.append(model(images.to(device)).cpu())
         all_labels.append(labels)
     return torch.cat(outputs), torch.cat(all_labels)
 
@@ -506,9 +511,9 @@ def extract_features(
     Args:
         cache: a folder that keeps the features for the next run, see `feature_cache`. It
             needs photos in their order, and a transform without random numbers. A line
-            says how many features were read and how many computed. If the images are in
-            memory, or code is not from torch, torchvision or this package, a line says
-            that the folder is not used.
+            says that it is used, and Python's `logging` how many features were computed. If
+            the images are in memory, or code is not from torch, torchvision or this package,
+            a line says that the folder is not used.
         precision: see `utils.autocast`. The features themselves are float32.
 
     Raises:
@@ -516,8 +521,7 @@ def extract_features(
     """
 
     def compute(batches: Batches) -> tuple[torch.Tensor, torch.Tensor]:
-        with autocast(device, precision):
-            features, labels = predict(backbone, batches, device)
+        features, labels = predict(backbone, batches, device, precision)
         return features.float(), labels
 
     if cache is None:

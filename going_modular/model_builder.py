@@ -14,8 +14,8 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.ops import StochasticDepth
 
+from going_modular.utils import without_autocast
 from going_modular.vit.config import (
     VIT_CONFIGS,
     ViTConfig,
@@ -23,6 +23,7 @@ from going_modular.vit.config import (
     check_divisible,
     check_size,
 )
+from going_modular.vit.dropout import Dropout, StochasticDepth
 from going_modular.vit.initialization import init_lecun_normal_
 from going_modular.vit.positions import init_pos_embedding, interpolate_pos_embedding, join_axes
 
@@ -56,7 +57,9 @@ class PatchEmbedding(nn.Module):
                 f"expected images of shape (B, {self.in_channels}, H, W) with H and W "
                 f"multiples of the patch size {P}, got {tuple(images.shape)}"
             )
-        x = self.projection(images)  # (B, D, H/P, W/P)
+        # In 16 bits, the first layer would lose what no later one can find again
+        with without_autocast(images.device):
+            x = self.projection(images.to(self.projection.weight.dtype))  # (B, D, H/P, W/P)
         return x.flatten(2).transpose(1, 2)  # (B, N, D)
 
 
@@ -85,7 +88,7 @@ class MultiheadSelfAttentionBlock(nn.Module):
         self.attention_dropout = attention_dropout
         self.qkv = nn.Linear(embedding_dim, 3 * embedding_dim)  # U_qkv of all heads
         self.projection = nn.Linear(embedding_dim, embedding_dim)  # U_msa
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         with torch.no_grad():  # U_q, U_k and U_v are initialized separately, as D×D
             for matrix in (*self.qkv.weight.chunk(3), self.projection.weight):
                 nn.init.xavier_uniform_(matrix)
@@ -123,7 +126,7 @@ class MLPBlock(nn.Module):
         check_choice("gelu", gelu)
         self.gelu: nn.Module = nn.GELU(approximate="none" if gelu == "exact" else gelu)
         self.contract = nn.Linear(mlp_dim, embedding_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for layer in (self.expand, self.contract):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.normal_(layer.bias, std=1e-6)
@@ -161,7 +164,7 @@ class TransformerEncoderBlock(nn.Module):
         )
         self.mlp_norm = nn.LayerNorm(embedding_dim, eps=layer_norm_eps)
         self.mlp = MLPBlock(embedding_dim, mlp_dim, dropout, gelu)
-        self.drop_path = StochasticDepth(stochastic_depth, "row")
+        self.drop_path = StochasticDepth(stochastic_depth)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         z = self.drop_path(self.attention(self.attention_norm(z))) + z  # equation 2
@@ -201,7 +204,7 @@ class ViT(nn.Module):
         self.pos_embedding = init_pos_embedding(
             config.pos_embedding, config.grid, D, config.num_class_tokens
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.encoder = nn.Sequential(*(self.build_block(layer) for layer in range(L)))
         self.norm: nn.Module = nn.LayerNorm(D, eps=config.layer_norm_eps)
         self.representation: nn.Module = nn.Identity()

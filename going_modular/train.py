@@ -204,7 +204,8 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
     """What the command does, on each process."""
     recipe = recipe_of(options)
     train_dir, test_dir, source = image_folders(options)
-    print_once(f"{describe_environment()}\nImages: {source}")
+    precision = options.precision or best_precision(device)
+    print_once(f"{describe_environment(precision)}\nImages: {source}")
     train_folder = PhotoFolder(train_dir)
     test_folder = PhotoFolder(test_dir) if test_dir else None
     data_setup.check_several_classes(train_folder)
@@ -215,7 +216,6 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
         train_folder, test_folder, options.hold_out, options.seed, size, normalization
     )
     folder = output_folder(options, train_dir)
-    precision = options.precision or best_precision(device)
     is_first = process_rank() == 0
     if is_first:
         print(
@@ -300,7 +300,8 @@ def build_parser() -> argparse.ArgumentParser:
         "hold_out": "evaluate on this share of the training images, and leave the test "
         "images alone: for as long as you are choosing",
         "output": "for checkpoint, log and weights (default: in build/training)",
-        "precision": "of matrix products (default: the best that the device has)",
+        "precision": "of matrix products (default: bfloat16 where the processor or GPU has "
+        "instructions for it, otherwise float16 on a GPU and float32 on a CPU)",
         "accumulate": "split each batch into N parts that go through the model one "
         "after the other, to save memory",
         "sharding": "with torchrun: whole models (ddp), or parts of one (fsdp)",

@@ -10,20 +10,18 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
-import torchvision
 from filelock import FileLock
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 PACKAGE = Path(__file__).resolve().parent
 # The repository that contains the package. None where pip copied it to site-packages.
@@ -203,18 +201,53 @@ def get_size() -> str:
 def best_precision(device: torch.device) -> str:
     """Return the fastest safe precision for `autocast` on a device.
 
-    A GPU that computes in bfloat16 gets "bfloat16". An older GPU only emulates it, so it
+    A GPU or a CPU that multiplies in bfloat16 gets "bfloat16". A GPU that only emulates it
     gets "float16". Every other device gets "float32".
+
+    The environment variable FOODVISION_PRECISION overrides the choice, for example
+    "float32".
+
+    Raises:
+        ValueError: if the variable holds anything else than a precision.
     """
-    if device.type != "cuda":
-        return "float32"
-    native = torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bfloat16" if native else "float16"
+    if chosen := os.environ.get("FOODVISION_PRECISION"):
+        if chosen not in PRECISIONS:
+            raise ValueError(
+                f"FOODVISION_PRECISION={chosen!r}: expected one of {', '.join(PRECISIONS)}"
+            )
+        return chosen
+    if device.type == "cuda":
+        return "bfloat16" if bfloat16_instructions(device) else "float16"
+    return "bfloat16" if bfloat16_instructions(device) else "float32"
+
+
+def bfloat16_instructions(device: torch.device) -> str:
+    """Return the name of a device's instructions for products in bfloat16, or "".
+
+    Without them, a device converts to float32 and back, which is slow. We ask for those with
+    which we have measured that they pay: a GPU's, and "avx512_bf16" and "amx_bf16" of a CPU.
+    """
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else ""
+    if device.type != "cpu":
+        return ""
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
+    else:  # PyTorch before 2.10 tells it in private
+        found = {
+            "amx_bf16": torch.cpu._is_amx_tile_supported(),
+            "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+        }
+    return next((name for name in ("amx_bf16", "avx512_bf16") if found.get(name)), "")
 
 
 @contextmanager
 def autocast(device: torch.device | str, precision: str) -> Iterator[None]:
     """Compute in 16 bits where PyTorch considers it safe, as in matrix products.
+
+    On a CPU, fused attention in 16 bits is the faster one to predict with, and the slower one
+    to train with: its backward pass costs more than it saves. So where gradients are
+    computed, attention is done in separate steps.
 
     Raises:
         ValueError: if the precision is not "float32", "bfloat16" or "float16".
@@ -225,13 +258,26 @@ def autocast(device: torch.device | str, precision: str) -> Iterator[None]:
     with ExitStack() as stack:
         if precision != "float32":
             stack.enter_context(torch.autocast(device_type, getattr(torch, precision)))
-            if device_type == "cpu":  # fused attention on the CPU is slow in 16 bits
+            if device_type == "cpu" and torch.is_grad_enabled():
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
 
 
-def describe_environment() -> str:
-    """Return versions and machine in two lines, for the first cell of each notebook."""
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Leave `autocast`, on a device that has it; PyTorch's "meta", without numbers, has not."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def describe_environment(precision: str = "") -> str:
+    """Return versions and machine in two lines, for the first cell of each notebook.
+
+    Args:
+        precision: that of matrix products, named as well if it is given.
+    """
+    import torchvision  # here, because it takes as long as PyTorch
+
     device = get_device()
     if device.type == "cuda":
         machine = torch.cuda.get_device_name(device)
@@ -240,7 +286,7 @@ def describe_environment() -> str:
     return (
         f"Python {platform.python_version()} · torch {torch.__version__} · "
         f"torchvision {torchvision.__version__}\n{platform.system()} · "
-        f"{device.type} ({machine})"
+        f"{device.type} ({machine})" + (f" · {precision}" if precision else "")
     )
 
 
@@ -256,6 +302,8 @@ def count_multiply_adds(model: nn.Module, images: torch.Tensor) -> int:
     see fused attention, so we force the plain "math" kernel. We also switch gradients on:
     without them, PyTorch's own encoder layers take another fused path.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # here, because it takes 0.2 s
+
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     with (
@@ -276,6 +324,12 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence]) -> None:
     for row in (cells[0], ["-" * width for width in widths], *cells[1:]):
         first, *others = zip(row, widths, strict=True)
         print("  ".join([first[0].ljust(first[1]), *(v.rjust(w) for v, w in others)]))
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """Return rows under a header as a table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 @torch.no_grad()

@@ -14,6 +14,12 @@ from torchvision.transforms import v2
 matplotlib.use("Agg")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def same_precision_on_every_machine():
+    """Without it, what a processor has would decide."""
+    os.environ["FOODVISION_PRECISION"] = "float32"
+
+
 @pytest.fixture
 def picture():
     """A 40 × 30 picture whose four quarters have four colours."""

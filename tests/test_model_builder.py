@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +20,7 @@ from going_modular.model_builder import (
     ViTConfig,
     create_vit,
 )
-from going_modular.utils import count_parameters, give_random_values
+from going_modular.utils import autocast, count_parameters, give_random_values
 
 
 def tiny(**overrides):
@@ -515,3 +517,26 @@ def test_every_parameter_gets_a_gradient():
     vit(torch.randn(2, 3, 32, 32)).sum().backward()
     without = [n for n, p in vit.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
+
+
+def test_to_import_it_takes_little_more_than_to_import_PyTorch():
+    """torchvision takes as long again, and torch._dynamo most of that."""
+    program = (
+        "import sys, going_modular.model_builder\n"
+        "print([name for name in ('torchvision', 'torch._dynamo') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_the_first_layer_keeps_full_precision_in_autocast():
+    """Rounded to 16 bits, it changed the features of some photos by more than all others."""
+    vit = tiny().eval()
+    images = torch.randn(2, 3, *vit.config.image_hw)
+    with autocast("cpu", "bfloat16"):
+        assert vit.patch_embedding(images).dtype == torch.float32
+        assert torch.equal(vit.patch_embedding(images), vit.patch_embedding(images.float()))
+        assert vit.patch_embedding(images.bfloat16()).dtype == torch.float32  # as a stem's
+        assert vit.encoder[0].mlp(torch.ones(1, 1, 24)).dtype == torch.bfloat16
+    half = tiny().bfloat16()
+    assert half.patch_embedding(images.bfloat16()).dtype == torch.bfloat16

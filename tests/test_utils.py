@@ -397,7 +397,6 @@ def test_a_file_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     [
         ("cuda", True, "bfloat16"),
         ("cuda", False, "float16"),  # an older GPU would only emulate bfloat16
-        ("cpu", True, "float32"),
         ("mps", True, "float32"),
     ],
 )
@@ -405,8 +404,49 @@ def test_the_best_precision_is_one_that_the_device_has(monkeypatch, device, real
     def supported(including_emulation=True):
         return True if including_emulation else real
 
+    monkeypatch.delenv("FOODVISION_PRECISION")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     assert utils.best_precision(torch.device(device)) == precision
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "float32"),
+        ({"avx512_f": True, "avx512_bf16": True, "amx_bf16": False}, "bfloat16"),
+        ({"avx512_f": True, "avx512_bf16": True, "amx_bf16": True}, "bfloat16"),
+        ({"neon": True}, "float32"),
+    ],
+)
+@pytest.mark.parametrize("public", [True, False])
+def test_the_best_precision_of_a_CPU_is_what_it_multiplies_in(
+    monkeypatch, capabilities, precision, public
+):
+    monkeypatch.delenv("FOODVISION_PRECISION")
+    if public:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    else:  # PyTorch before 2.10
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+        for name, key in (("amx_tile", "amx_bf16"), ("avx512_bf16", "avx512_bf16")):
+            found = capabilities.get(key, False)
+            monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda found=found: found)
+    assert utils.best_precision(torch.device("cpu")) == precision
+    found = utils.bfloat16_instructions(torch.device("cpu"))
+    assert capabilities.get(found, False) or not found
+
+
+def test_a_variable_chooses_the_precision(monkeypatch):
+    for precision in utils.PRECISIONS:
+        monkeypatch.setenv("FOODVISION_PRECISION", precision)
+        assert utils.best_precision(torch.device("cpu")) == precision
+    monkeypatch.setenv("FOODVISION_PRECISION", "half")
+    with pytest.raises(ValueError, match="'half': expected one of float32, bfloat16, float16"):
+        utils.best_precision(torch.device("cpu"))
+
+
+def test_the_environment_is_described_with_the_precision_if_it_is_given():
+    assert utils.describe_environment("bfloat16").endswith(") · bfloat16")
+    assert utils.describe_environment().endswith(")")
 
 
 def test_autocast_computes_in_the_precision_asked_for():

@@ -23,6 +23,7 @@ from going_modular.utils import (
     count_parameters,
     errors_in_one_line,
     give_random_values,
+    markdown_table,
     print_table,
     project_path,
 )
@@ -100,9 +101,8 @@ def reason_in(message: str) -> str:
 def page_of(results: Sequence[Result], versions: str) -> str:
     """The results as a page in Markdown."""
     counts = Counter(each.kind for each in results)
-    rows = [
-        f"| {each.name} | {each.million:.0f} | {each.kind} | {each.remark} |" for each in results
-    ]
+    header = ("timm's architecture", "million parameters", "result", "largest difference, or why")
+    rows = [(each.name, f"{each.million:.0f}", each.kind, each.remark) for each in results]
     return (
         "# timm's ViTs through `load_vit`\n\n"
         f"{counts['equal']} of {len(results)} have equal logits, {counts['refused']} are refused, "
@@ -110,8 +110,7 @@ def page_of(results: Sequence[Result], versions: str) -> str:
         "tensor, one random image of the size that timm trained with. Two models are equal if "
         "their logits differ by at most 1e-4, or 1e-4 of the largest logit. By `python -m "
         "going_modular.experiments.architectures --write`.\n\n"
-        "| timm's architecture | million parameters | result | largest difference, or why |\n"
-        "| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
+        f"{markdown_table(header, rows)}\n"
     )
 
 

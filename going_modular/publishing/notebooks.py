@@ -9,8 +9,10 @@ python -m going_modular.publishing.notebooks set-repository owner/name
 import argparse
 import base64
 import hashlib
+import os
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from io import BytesIO
 from pathlib import Path
 
@@ -22,8 +24,10 @@ from PIL import Image
 
 from going_modular.publishing import hosted
 from going_modular.utils import (
+    best_precision,
     describe_environment,
     errors_in_one_line,
+    get_device,
     get_size,
     get_source,
     project_path,
@@ -34,6 +38,8 @@ NOTEBOOKS = sorted(project_path("notebooks").glob("[0-9][0-9]_*.ipynb"))
 EXERCISES = sorted(project_path("notebooks/exercises").glob("*.ipynb"))
 SOLUTIONS = sorted(project_path("notebooks/solutions").glob("*.ipynb"))
 BUILD = project_path("build")
+AT_ONCE = 4  # notebooks; each takes 1 to 2 GB of memory
+READS_THE_ONE_BEFORE = "10"  # the model that 09 has saved
 # The README's pictures are outputs of the cells tagged "readme-picture". By notebook:
 README_PICTURES = {"00": ["drawn_food.jpg"], "12": ["attention.jpg", "positions.png"]}
 
@@ -89,23 +95,58 @@ def outputs_of(notebook: nbformat.NotebookNode, tag: str) -> list:
 def run(paths: list[Path]) -> None:
     """Execute notebooks, write them to `build/` with HTML pages, and print the results.
 
-    A cell tagged "result" prints results.
+    On a CPU, as many run at a time as it has cores, at most `AT_ONCE`. The longest are the
+    last ones of the series, and start first. A cell tagged "result" prints results.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: for the first notebook that fails. Those that
+            have not begun are left out then.
     """
     (BUILD / "notebooks").mkdir(parents=True, exist_ok=True)
     (BUILD / "html").mkdir(parents=True, exist_ok=True)
-    print(f'Running the series at size "{get_size()}"\n{describe_environment()}\n')
-    results, start = [], time.perf_counter()
+    cores = os.cpu_count() or 1
+    at_once = min(AT_ONCE, cores) if get_device().type == "cpu" else 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores // at_once))  # for the kernels
+    print(
+        f'Running the series at size "{get_size()}", {at_once} at a time\n'
+        f"{describe_environment(best_precision(get_device()))}\n"
+    )
+    results: dict[Path, str] = {}
+    start = time.perf_counter()
+    with ThreadPoolExecutor(at_once) as pool:
+        chains = [pool.submit(run_in_order, chain) for chain in reversed(chains_of(paths))]
+        for done in as_completed(chains):
+            if done.exception():
+                pool.shutdown(wait=False, cancel_futures=True)
+            results |= done.result()
+    everything = "".join(results[path] for path in paths)
+    print(f"{'all':36}{time.perf_counter() - start:6.1f} s\n\n{everything}")
+    print("Executed notebooks: build/notebooks · pages to read: build/html")
+
+
+def chains_of(paths: list[Path]) -> list[list[Path]]:
+    """The notebooks in lists; one that reads what the one before it wrote is in its list."""
+    chains: list[list[Path]] = []
     for path in paths:
-        print(f"{path.stem:36}", end="", flush=True)
-        started = time.perf_counter()
+        if chains and READS_THE_ONE_BEFORE == path.name[:2]:
+            chains[-1].append(path)
+        else:
+            chains.append([path])
+    return chains
+
+
+def run_in_order(paths: list[Path]) -> dict[Path, str]:
+    """Execute notebooks, write them, and return what their cells tagged "result" print."""
+    results = {}
+    for path in paths:
+        start = time.perf_counter()
         notebook = execute(path)
-        print(f"{time.perf_counter() - started:6.1f} s", flush=True)
+        print(f"{path.stem:36}{time.perf_counter() - start:6.1f} s", flush=True)
         nbformat.write(notebook, BUILD / "notebooks" / path.name)
         page, _ = HTMLExporter().from_notebook_node(notebook)
         (BUILD / "html" / f"{path.stem}.html").write_text(page, encoding="utf-8")
-        results += [output.text for output in outputs_of(notebook, "result")]
-    print(f"{'all':36}{time.perf_counter() - start:6.1f} s\n\n{''.join(results)}")
-    print("Executed notebooks: build/notebooks · pages to read: build/html")
+        results[path] = "".join(output.text for output in outputs_of(notebook, "result"))
+    return results
 
 
 def digest_of(notebook: nbformat.NotebookNode) -> str:

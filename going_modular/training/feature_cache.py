@@ -9,6 +9,7 @@ with more threads, the last bits may differ.
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +26,7 @@ from going_modular.images.folders import PhotoFolder
 from going_modular.training.feature_key import NotKept, is_random, key_of
 from going_modular.utils import atomic_write, data_dir, project_path, remove_unfinished
 
+log = logging.getLogger(__name__)
 LIMIT = 2**30  # bytes of all files in a folder; what was not used for longest goes first
 BATCHES = 64  # that are computed before their features are written
 
@@ -81,7 +83,9 @@ def keep_features(
         add_rows(path, new)
         rows |= new
     computed = sum(image in missing for image in images)
-    print(f"features: {len(images) - computed} read from the cache, {computed} computed")
+    # Twice the same, as all that a cell shows. How many were computed is for the log
+    print(f"features of {len(images)} images, found in the cache or added to it")
+    log.info("features: %d read from the cache, %d computed", len(images) - computed, computed)
     labels = [photos.samples[index][1] for index in indices]
     return torch.stack([rows[image] for image in images]), torch.tensor(labels)
 

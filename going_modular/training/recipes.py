@@ -247,12 +247,15 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer for all parameters that are not frozen."""
+    """The recipe's optimizer for all parameters that are not frozen.
+
+    A fused optimizer updates a parameter in one pass over its memory.
+    """
     groups = parameter_groups(model, recipe)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, recipe.lr, momentum=recipe.momentum)
+        return torch.optim.SGD(groups, recipe.lr, momentum=recipe.momentum, fused=True)
     adam = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
-    return adam(groups, recipe.lr, betas=recipe.betas)
+    return adam(groups, recipe.lr, betas=recipe.betas, fused=True)
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
