@@ -1,6 +1,10 @@
 # Each command sets up what it needs, in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests in as many processes as there are cores, each with one thread
+SIDE_BY_SIDE := -n logical --maxprocesses 4
+# PyTorch without the libraries of GPUs: a tenth of the download on Linux
+CPU_BUILDS := https://download.pytorch.org/whl/cpu
 
 .PHONY: run test test-all notebooks bench book demo lab clean
 
@@ -13,11 +17,12 @@ test notebooks: export VIT_WEIGHTS =
 test notebooks: export FOODVISION_PRECISION = float32
 test: export FOODVISION_SOURCE = synthetic
 test: export FOODVISION_SIZE = smoke
+test: export OMP_NUM_THREADS = 1
 test: .venv/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/python -m pytest tests
-	$(BIN)/python -m pytest --nbval-lax notebooks
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist worksteal tests
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile --nbval-lax notebooks
 
 # Also the slow suites: notebooks alone in new environments, the package as a wheel, the
 # book and the demo in a browser, all solutions, other Pythons, types and coverage, and
@@ -54,6 +59,10 @@ clean:
 .venv/ready: pyproject.toml requirements.txt requirements/dev.txt
 	@echo "Setting up .venv (a few minutes, once): PyTorch, Jupyter and the test tools"
 	$(PYTHON) -m venv .venv
+	@[ "$$(uname -s)" != Linux ] || command -v nvidia-smi >/dev/null || \
+		$(BIN)/python -m pip install --quiet --retries 0 --timeout 10 \
+			--index-url $(CPU_BUILDS) torch torchvision || \
+		echo "PyTorch's builds for CPUs cannot be had from $(CPU_BUILDS): taking the usual ones"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch .venv/ready
 

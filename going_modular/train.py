@@ -24,7 +24,7 @@ from going_modular.model_builder import VIT_CONFIGS, ViT
 from going_modular.training import recipes
 from going_modular.training.checkpoints import Checkpoint
 from going_modular.training.distributed import SHARDINGS, print_once, process_group, process_rank
-from going_modular.training.fit import Photos, augment, fit, read_photos, resize_for_crops
+from going_modular.training.fit import Photos, augment, fit, for_crops, read_photos
 from going_modular.training.log import Log
 from going_modular.training.recipes import MINI, RECIPES, Recipe
 from going_modular.utils import (
@@ -110,7 +110,7 @@ def read_images(
         data_setup.check_same_classes(train_folder, test)
         is_validation = Path(test.root).name.lower() in VALIDATION_NAMES
         test_name = "validation" if is_validation else "test"
-    train, test_images = read_photos([train_folder.with_transform(resize_for_crops(size)), test])
+    train, test_images = read_photos([for_crops(train_folder, size), test])
     return train if test_folder else Subset(train, kept.indices), test_images, test_name
 
 

@@ -5,6 +5,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from going_modular import data_setup, engine
+from going_modular.training.recipes import RECIPES, training_transform
 
 
 def test_dataloaders(food_folder, to_tensor):
@@ -116,6 +117,18 @@ def test_seed_epoch_and_index_decide_how_an_image_is_changed():
     assert images(order=(2, 0, 1)) == first and len(set(first)) == 3
     others = [*images(seed=1), *images(epoch=1)]
     assert len({*first, *others}) == 9
+
+
+def test_each_image_of_a_batch_draws_its_own_changes():
+    """A v2 transform of a whole batch would draw once, and change all images alike."""
+    images = torch.randint(0, 256, (1, 3, 24, 24), dtype=torch.uint8).expand(16, -1, -1, -1)
+    transform = training_transform(RECIPES["mini"], 16)
+    torch.manual_seed(0)
+    at_once = transform(images)
+    assert all(torch.equal(image, at_once[0]) for image in at_once)
+    data = data_setup.Augmented(TensorDataset(images, torch.arange(16)), transform)
+    batch, _ = next(iter(data_setup.create_dataloader(data, 16)))
+    assert len({image.numpy().tobytes() for image in batch}) == 16
 
 
 def test_the_engine_tells_sampler_and_images_the_epoch():

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from tiny_vit import TINY, tiny_vit
 from torch.utils.data import TensorDataset
 
+from going_modular.images.folders import PhotoFolder
 from going_modular.images.transforms import Normalization
 from going_modular.model_builder import ViT
 from going_modular.training import fit, memory
@@ -93,3 +95,16 @@ def test_the_result_is_the_trained_average():
     mean, _ = fit.fit(vit, replace(recipe, average_decay=0.5), images, images, 5, **options)
     assert mean.keys() == last.keys()
     assert not torch.equal(mean["head.weight"], vit.head.weight)
+
+
+def test_a_large_jpeg_is_not_decoded_at_its_full_size_for_crops(tmp_path):
+    for name in ("pizza", "sushi"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (1600, 1200), "red" if name == "sushi" else "green").save(
+            tmp_path / name / "large.jpg"
+        )
+    photos = PhotoFolder(tmp_path)
+    small = fit.for_crops(photos, (24, 20))
+    assert small.loader(small.samples[0][0]).size == (200, 150)
+    assert small[0][0].shape == (3, 36, 30) and small[0][0].dtype == torch.uint8
+    assert photos[0][0].size == (1600, 1200)

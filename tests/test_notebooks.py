@@ -4,12 +4,14 @@ import ast
 import base64
 import re
 from io import BytesIO
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
 import torch
+from nbclient.exceptions import CellExecutionError
 from PIL import Image
 from torch import nn
 from torchvision.models import VisionTransformer, vit_b_16
@@ -149,6 +151,50 @@ def test_only_outputs_of_the_drawn_images_are_stored(monkeypatch):
     monkeypatch.setenv("FOODVISION_SOURCE", "a/folder/of/photos")
     with pytest.raises(RuntimeError, match="only outputs made from the drawn"):
         notebooks.store([])
+
+
+def test_only_outputs_in_float32_are_stored(monkeypatch):
+    monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")
+    monkeypatch.setenv("FOODVISION_PRECISION", "bfloat16")
+    with pytest.raises(RuntimeError, match="set FOODVISION_PRECISION to float32"):
+        notebooks.store([])
+
+
+def test_a_notebook_that_reads_what_another_wrote_runs_after_it():
+    chains = notebooks.chains_of(PATHS)
+    assert [path for chain in chains for path in chain] == PATHS
+    assert [[path.stem[:2] for path in chain] for chain in chains if len(chain) > 1] == [
+        ["09", "10"]
+    ]
+    assert notebooks.chains_of(PATHS[10:11]) == [PATHS[10:11]]
+
+
+def test_notebooks_run_side_by_side_and_the_results_keep_their_order(tmp_path, monkeypatch, capsys):
+    def notebook(number: int) -> Path:
+        cells = [
+            nbformat.v4.new_code_cell(f"print('result {number}')", metadata={"tags": ["result"]})
+        ]
+        path = tmp_path / f"0{number}_small.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+        return path
+
+    monkeypatch.setenv("FOODVISION_DEVICE", "cpu")
+    monkeypatch.setattr(notebooks, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(notebooks.os, "cpu_count", lambda: 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    notebooks.run([notebook(number) for number in range(3)])
+    output = capsys.readouterr().out
+    assert "2 at a time" in output and "result 0\nresult 1\nresult 2\n" in output
+    assert len(list((tmp_path / "build/html").iterdir())) == 3
+
+
+def test_the_series_ends_with_the_error_of_a_notebook(tmp_path, monkeypatch):
+    bad = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
+    nbformat.write(bad, tmp_path / "00_bad.ipynb")
+    monkeypatch.setattr(notebooks, "BUILD", tmp_path / "build")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        notebooks.run([tmp_path / "00_bad.ipynb"])
 
 
 def test_the_pictures_of_the_readme_are_the_notebooks_own():

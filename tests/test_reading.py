@@ -318,3 +318,23 @@ def test_colors_that_are_multiplied_by_their_opacity_are_laid_on_white(mode):
 def test_a_picture_in_lab_has_no_transparency():
     lab = Image.new("LAB", (2, 2), (0, 0, 0))
     assert same_picture(load_image(lab), lab.convert("RGB"))
+
+
+def test_a_large_jpeg_can_be_decoded_at_a_part_of_its_size(tmp_path):
+    rng = np.random.default_rng(0)
+    cells = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    large = cells.resize((1600, 1200), Image.Resampling.BICUBIC)
+    note = Image.Exif()
+    note[0x0112] = 6
+    large.save(tmp_path / "plain.jpg", quality=95)
+    large.save(tmp_path / "turned.jpg", quality=95, exif=note)
+    large.save(tmp_path / "plain.png")
+    for least, size in ((0, (1600, 1200)), (601, (1600, 1200)), (600, (800, 600)), (1, (200, 150))):
+        assert load_image(tmp_path / "plain.jpg", least).size == size
+        assert load_image(tmp_path / "turned.jpg", least).size == size[::-1]
+        assert load_image(tmp_path / "plain.png", least).size == (1600, 1200)
+    whole, part = (
+        np.asarray(load_image(tmp_path / "plain.jpg", least).resize((150, 100)), dtype=float)
+        for least in (0, 300)
+    )
+    assert abs(whole - part).mean() < 1  # of 255 levels

@@ -7,6 +7,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
@@ -79,10 +80,15 @@ class PhotoFolder(ImageFolder):
     def make_dataset(self, *_, **__) -> list[tuple[str, int]]:
         return self.listing.samples
 
-    def with_transform(self, transform: Transform | None) -> "PhotoFolder":
-        """The same images with a different transform. The folder is not listed again."""
+    def with_transform(self, transform: Transform | None, least: int = 0) -> "PhotoFolder":
+        """The same images with a different transform. The folder is not listed again.
+
+        Args:
+            least: see `load_image`.
+        """
         other = copy.copy(self)
         other.transform = transform
+        other.loader = partial(load_image, least=least) if least else load_image
         return other
 
     def summary(self) -> str:

@@ -32,7 +32,10 @@ from going_modular.utils import (
 BUILD, RESULTS = project_path("build"), project_path("docs/results")
 COVERAGE = BUILD / "coverage.json"
 SLOW_TOO = ["-m", "slow or not slow"]
-NBVAL = ["--nbval-lax", "-p", "no:warnings"]
+# In as many processes as there are cores; a notebook's cells stay in one
+SIDE_BY_SIDE = ["-n", "logical", "--maxprocesses", "4", "--dist"]
+UNIT_TESTS = [*SIDE_BY_SIDE, "worksteal"]
+NBVAL = [*SIDE_BY_SIDE, "loadfile", "--nbval-lax", "-p", "no:warnings"]
 # Without pytest's own filters, this one of pyproject.toml has to be told to Python
 EXPECTED_WARNING = "ignore:Unable to enable fault handler:UserWarning"
 WITH_COVERAGE = ["--cov", "--cov-report=", f"--cov-report=json:{COVERAGE}"]
@@ -43,18 +46,18 @@ FIRST_NOTEBOOKS = [f"notebooks/0{number}_*.ipynb" for number in range(5)]
 
 # pytest's arguments by suite; a * stands for the files that fit
 SUITES = {
-    "unit tests, oldest PyTorch": ["tests"],
+    "unit tests, oldest PyTorch": [*UNIT_TESTS, "tests"],
     "the series under nbval, oldest PyTorch": [*NBVAL, "notebooks"],
-    "unit tests": [*WITH_COVERAGE, "tests"],
+    "unit tests": [*UNIT_TESTS, *WITH_COVERAGE, "tests"],
     "the series under nbval": [*NBVAL, "notebooks"],
     "solutions under nbval": [*NBVAL, "notebooks/solutions"],
     "large ViTs of three libraries": ["-m", "slow", "tests/test_peers.py"],
-    "exercises, slow": ["-m", "slow", "tests/test_exercises.py"],
-    "long notebooks": ["-m", "slow", "tests/test_notebooks.py"],
+    "exercises, slow": [*UNIT_TESTS, "-m", "slow", "tests/test_exercises.py"],
+    "long notebooks": [*UNIT_TESTS, "-m", "slow", "tests/test_notebooks.py"],
     "links to other hosts": ["-m", "slow", "tests/test_texts.py"],
     "book and demo in a browser": [*SLOW_TOO, "tests/test_book.py", "tests/test_demo.py"],
     "the package as a wheel": ["-m", "slow", "tests/test_wheel.py"],
-    "all notebooks alone": ["-m", "slow", "tests/test_hosted.py"],
+    "all notebooks alone": [*UNIT_TESTS, "-m", "slow", "tests/test_hosted.py"],
     "faults": ["-m", "slow", "tests/faults"],
 }
 SUITES |= {f"Python {version}": [*NBVAL, "tests", *FIRST_NOTEBOOKS] for version in OTHER_PYTHONS}
@@ -62,7 +65,14 @@ TYPES = "types, by file"  # runs mypy instead of pytest
 
 # A part of the above, for .ci/run
 PARTS = {
-    "two notebooks alone": ["-m", "slow", "tests/test_hosted.py", "-k", "alone and (03 or 12)"]
+    "two notebooks alone": [
+        *UNIT_TESTS,
+        "-m",
+        "slow",
+        "tests/test_hosted.py",
+        "-k",
+        "alone and (03 or 12)",
+    ]
 }
 
 
@@ -199,10 +209,13 @@ def run_suite(suite: str) -> Row | None:
     environment = {
         "FOODVISION_SOURCE": "synthetic",
         "FOODVISION_SIZE": "smoke",
+        "FOODVISION_PRECISION": "float32",
         "VIT_WEIGHTS": "",
         "PYTHONPATH": str(project_path("")),
         "PYTHONWARNINGS": EXPECTED_WARNING,
     }
+    if "-n" in (SUITES | PARTS)[suite]:
+        environment["OMP_NUM_THREADS"] = "1"  # for each process
     arguments = []
     for argument in (SUITES | PARTS)[suite]:
         paths = project_path("").glob(argument) if "*" in argument else [argument]

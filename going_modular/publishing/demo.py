@@ -28,9 +28,16 @@ from going_modular.images import reading
 from going_modular.images.transforms import denormalize, evaluation_transform
 from going_modular.model_builder import ViT
 from going_modular.predictions import predict_image
+from going_modular.training.feature_cache import feature_cache
 from going_modular.training.fit import fit
 from going_modular.training.recipes import HEAD
-from going_modular.utils import command_path, errors_in_one_line, get_device, set_seeds
+from going_modular.utils import (
+    best_precision,
+    command_path,
+    errors_in_one_line,
+    get_device,
+    set_seeds,
+)
 from going_modular.vit.backbones import load_pretrained_backbone, vit_of
 from going_modular.vit.files import Classifier, read_classifier
 from going_modular.vit.inspect import (
@@ -73,10 +80,18 @@ def fit_classifier() -> tuple[Classifier, ViT, str]:
     device = get_device()
     backbone, transform, name = load_pretrained_backbone("drawn_dishes")
     food = data_setup.get_food_images()
-    *loaders, class_names = data_setup.create_dataloaders(
-        food.train_dir, food.test_dir, transform, batch_size=32
+    parts = [data_setup.PhotoFolder(each, transform) for each in (food.train_dir, food.test_dir)]
+    train, test = (
+        engine.extract_features(
+            backbone,
+            data_setup.create_dataloader(part, batch_size=32),
+            device,
+            cache=feature_cache(),
+            precision=best_precision(device),
+        )
+        for part in parts
     )
-    train, test = (engine.extract_features(backbone, x, device) for x in loaders)
+    class_names = parts[0].classes
     K = len(class_names)
     set_seeds(42)
     head = nn.Linear(train.tensors[0].shape[1], K)  # D features

@@ -203,11 +203,16 @@ def readme_pictures(path: Path, notebook: nbformat.NotebookNode) -> list[tuple]:
     return list(zip(files, outputs, strict=True))
 
 
-def require_drawings() -> None:
-    """Raise `RuntimeError` unless notebooks use the drawn images.
+def require_settings_to_store() -> None:
+    """Raise `RuntimeError` unless notebooks use the drawn images, in float32.
 
-    We may not publish the photos.
+    We may not publish the photos. And not every processor has another precision.
     """
+    if best_precision(get_device()) != "float32":
+        raise RuntimeError(
+            "stored outputs are in float32: set FOODVISION_PRECISION to float32, as "
+            "`make notebooks` does"
+        )
     if get_source() != "synthetic":
         raise RuntimeError(
             f"FOODVISION_SOURCE is {get_source()!r}: only outputs made from the drawn "
@@ -223,12 +228,12 @@ def store(paths: list[Path]) -> None:
     "readme-picture" become the README's files.
 
     Raises:
-        RuntimeError: see `require_drawings`; or if a notebook writes to the error
+        RuntimeError: see `require_settings_to_store`; or if a notebook writes to the error
             stream.
         ValueError: see `readme_pictures`.
         CellExecutionError: see `execute`.
     """
-    require_drawings()
+    require_settings_to_store()
     for path in paths:
         print(path.stem, flush=True)
         notebook = execute(path)
@@ -283,7 +288,7 @@ def solve(paths: list[Path]) -> None:
     Raises:
         RuntimeError, ValueError, CellExecutionError: see `with_answers` and `store`.
     """
-    require_drawings()  # before anything is written
+    require_settings_to_store()  # before anything is written
     for path in paths:
         target = project_path("notebooks/solutions") / path.name
         exercises, solutions = (nbformat.read(p, as_version=4) for p in (path, target))

@@ -171,9 +171,19 @@ def resize_for_crops(size: int | tuple[int, int]) -> Transform:
     return v2.Compose([v2.Resize((H * 3 // 2, W * 3 // 2)), v2.PILToTensor()])
 
 
+def for_crops(photos: PhotoFolder, size: int | tuple[int, int]) -> PhotoFolder:
+    """The same photos, resized by `resize_for_crops`.
+
+    A large JPEG is not decoded at its full size, but so that both sides keep at least twice
+    the pixels that they will be resized to.
+    """
+    longest = size if isinstance(size, int) else max(size)
+    return photos.with_transform(resize_for_crops(size), least=3 * longest)
+
+
 def load_resized(folder: str | Path, size: int | tuple[int, int]) -> Photos | TensorDataset:
-    """A folder's images for training, resized by `resize_for_crops`; see `read_photos`."""
-    return read_photos([PhotoFolder(folder, resize_for_crops(size))])[0]
+    """A folder's images for training, through `for_crops`; see `read_photos`."""
+    return read_photos([for_crops(PhotoFolder(folder), size)])[0]
 
 
 def read_photos(parts: Sequence[Photos]) -> list[Photos | TensorDataset]:
