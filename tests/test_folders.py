@@ -381,9 +381,9 @@ def test_the_quick_check_finds_what_reading_finds(tmp_path):
 def test_images_that_fit_are_decoded_once(photos, monkeypatch):
     read = []
 
-    def count(path):
+    def count(path, least=0):
         read.append(Path(path))
-        return data_setup.load_image(path)
+        return data_setup.load_image(path, least)
 
     monkeypatch.setattr(folders, "load_image", count)
     monkeypatch.setattr(fit, "find_damaged", lambda paths, **_: list(paths))  # names all it gets

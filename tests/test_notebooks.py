@@ -349,8 +349,10 @@ def test_14_shows_what_its_text_says():
     counted = sizes.pop("rotary, counted")
     assert len(sizes) == 2 and all(min(of_kind[3:]) > 0.95 for of_kind in sizes.values())
     assert counted[5] < 0.7 and counted[3] > 0.9
+    check_text_has(14, f"{counted[5]:.2f}", "48")
     assert all(of_kind[0] < of_kind[3] for of_kind in (counted, *sizes.values()))
-    assert compared["48 pixels, centered against rotary, counted"] == "an effect"
+    assert compared["48 pixels, centered against rotary, counted"] == "no effect seen"
+    assert compared["12 pixels, centered against rotary, counted"] == "an effect"
     seen = sum(verdict == "an effect" for verdict in compared.values())
     assert f"{seen} of {len(compared)} comparisons show an effect" in shown
 
@@ -422,6 +424,7 @@ def torchvisions_twin():
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 def test_09_and_10_work_with_torchvisions_kind_of_backbone(tmp_path, monkeypatch):
     monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")
+    monkeypatch.setenv("FOODVISION_DATA", str(utils.data_dir()))
     monkeypatch.setattr(utils, "CHECKOUT", tmp_path)  # where models are saved
     monkeypatch.setattr(backbones, "load_pretrained_backbone", torchvisions_twin)
     for path in PATHS[9:11]:

@@ -7,6 +7,7 @@ those of our backbone, and of the ViT that VIT_WEIGHTS names, if it is set.
 """
 
 import argparse
+import time
 from collections.abc import Sequence
 from statistics import mean, stdev
 
@@ -15,7 +16,6 @@ import torch
 from going_modular import data_setup, engine
 from going_modular.experiments.command_line import positive
 from going_modular.experiments.recipe_parts import run_part
-from going_modular.publishing.all_suites import this_run
 from going_modular.utils import (
     bfloat16_instructions,
     describe_environment,
@@ -74,10 +74,12 @@ def page_of(seeds: dict[str, list[float]], features: dict[str, torch.Tensor]) ->
     device = get_device()
     instructions = bfloat16_instructions(device) or "none: it converts to float32 and back"
     similar = [[name, f"{c.min():.6f}", f"{c.median():.6f}"] for name, c in features.items()]
+    day, machine = time.strftime("%Y-%m-%d"), " · ".join(describe_environment().split("\n"))
     return f"""# What bfloat16 changes
 
-Measured on {this_run()}: {describe_environment().replace(chr(10), " · ")}. Instructions for
-products in bfloat16: {instructions}. By `python -m going_modular.experiments.precision --write`.
+Measured on {day}: {machine}.
+Instructions for products in bfloat16: {instructions}. By
+`python -m going_modular.experiments.precision --write`.
 
 ## Training
 

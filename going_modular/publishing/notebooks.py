@@ -7,6 +7,7 @@ python -m going_modular.publishing.notebooks set-repository owner/name
 """
 
 import argparse
+import asyncio
 import base64
 import hashlib
 import os
@@ -51,13 +52,14 @@ def execute(path: Path) -> nbformat.NotebookNode:
         nbclient.exceptions.CellExecutionError: at the first cell that fails.
     """
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(
+    client = NotebookClient(
         notebook,
         timeout=None,
         record_timing=False,
         extra_arguments=["--log-level=ERROR"],  # no news of the kernel
         resources={"metadata": {"path": str(path.parent)}},
-    ).execute()
+    )
+    asyncio.run(client.async_execute())  # `execute` leaves a thread's event loop open
     # One text for each stream. Of a progress bar, only its last state stays.
     CoalesceStreamsPreprocessor().preprocess(notebook, {})
     for cell in notebook.cells:

@@ -27,7 +27,8 @@ def activation_bytes(config: ViTConfig, batch_size: int, precision: str) -> int:
         4 + h   means and deviations of the LayerNorms, and the sum of each softmax,
                 always of 4 bytes
 
-    The model adds the images, the last LayerNorm, and in 16 bit a copy of each matrix.
+    The model adds the images, always of 4 bytes, and the last LayerNorm. In 16 bit it adds a
+    copy of each matrix but the first layer's, see `PatchEmbedding`.
     """
     D, h = config.embedding_dim, config.num_heads
     w = 4 if precision == "float32" else 2
@@ -39,11 +40,12 @@ def activation_bytes(config: ViTConfig, batch_size: int, precision: str) -> int:
         outside += tokens * 4 * (D + 2) * config.pre_norm
         outside += tokens * 4 * w * D * (config.pool == "attention")  # q, k, v of all tokens
     H, W = config.image_hw
-    outside += batch_size * config.in_channels * H * W * w  # the images
+    outside += batch_size * config.in_channels * H * W * 4  # the images
     last_norm = tokens * 4 * (D + 2)
     if precision == "float32":  # the class token is a view of all tokens: all stay
         return config.num_layers * block + outside + last_norm + tokens * 4 * D
-    copies = 2 * matrix_numbers(config)
+    first = config.in_channels * config.patch_size**2 * D
+    copies = 2 * (matrix_numbers(config) - first)
     return config.num_layers * block + outside + last_norm + batch_size * D * w + copies
 
 
