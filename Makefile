@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Tests in as many processes as there are cores, each with one thread
 SIDE_BY_SIDE := -n logical --maxprocesses 4
-# PyTorch without the libraries of GPUs: a tenth of the download on Linux
+# PyTorch without the libraries of GPUs: a tenth of the download on Linux. From this index
+# alone, because a CPU build of torch does not fit to another build of torchvision.
 CPU_BUILDS := https://download.pytorch.org/whl/cpu
 
 .PHONY: run test test-all notebooks bench book demo lab clean
@@ -60,8 +61,8 @@ clean:
 	@echo "Setting up .venv (a few minutes, once): PyTorch, Jupyter and the test tools"
 	$(PYTHON) -m venv .venv
 	@[ "$$(uname -s)" != Linux ] || command -v nvidia-smi >/dev/null || \
-		$(BIN)/python -m pip install --quiet --retries 0 --timeout 10 \
-			--index-url $(CPU_BUILDS) torch torchvision || \
+		PIP_CONFIG_FILE=/dev/null $(BIN)/python -m pip --isolated install --quiet --retries 0 \
+			--timeout 10 --index-url $(CPU_BUILDS) torch torchvision 2>/dev/null || \
 		echo "PyTorch's builds for CPUs cannot be had from $(CPU_BUILDS): taking the usual ones"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch .venv/ready
