@@ -57,7 +57,7 @@ SUITES = {
     "links to other hosts": ["-m", "slow", "tests/test_texts.py"],
     "book and demo in a browser": [*SLOW_TOO, "tests/test_book.py", "tests/test_demo.py"],
     "the package as a wheel": ["-m", "slow", "tests/test_wheel.py"],
-    "all notebooks alone": [*UNIT_TESTS, "-m", "slow", "tests/test_hosted.py"],
+    "all notebooks alone": ["-m", "slow", "tests/test_hosted.py"],
     "faults": ["-m", "slow", "tests/faults"],
 }
 SUITES |= {f"Python {version}": [*NBVAL, "tests", *FIRST_NOTEBOOKS] for version in OTHER_PYTHONS}
