@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Tests in as many processes as there are cores, each with one thread
 SIDE_BY_SIDE := -n logical --maxprocesses 4
 # PyTorch without the libraries of GPUs: a tenth of the download on Linux. From this index
-# alone, because a CPU build of torch does not fit to another build of torchvision.
+# alone, because a CPU build of torch does not work with another build of torchvision.
 CPU_BUILDS := https://download.pytorch.org/whl/cpu
 
 .PHONY: run test test-all notebooks bench book demo lab clean

@@ -12,7 +12,7 @@ import torch
 from benchmarks.measuring import Group, spread_of
 from benchmarks.models import OURS, PEERS
 from benchmarks.rows import AUTOMATIC, BASE, ROWS
-from going_modular.utils import atomic_write, bfloat16_instructions
+from going_modular.utils import atomic_write, bfloat16_instructions, markdown_table
 
 # What we want of a median on a CPU: row, setting (a pattern) and candidate; "at least" or
 # "at most"; the number with 16-bit products, and without them
@@ -98,7 +98,7 @@ def aim_text(row: str, group: Group, candidate: str, here: dict) -> str:
 def table_of(row: str, group: Group, here: dict) -> str:
     """A group under its setting, as a table in Markdown."""
     head = ["candidate", *(each.format(group.baseline) for each in COLUMNS[group.kind])]
-    lines = [f"**{group.setting}**\n", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    rows = []
     for name, values in group.values.items():
         low, median, high = (quantity(each, group.kind) for each in spread_of(values))
         cells = [name, f"{median} ({low} to {high})", ""]
@@ -107,7 +107,8 @@ def table_of(row: str, group: Group, here: dict) -> str:
             cells[2] = f"{median} ({low} to {high})"
         costs = group.costs
         cells += [f"{costs[name] / 1e9:.3g}" if costs else aim_text(row, group, name, here)]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
+    lines = [f"**{group.setting}**\n", markdown_table(head, rows)]
     lines += [f"\nNot measured: {name}, because {why}." for name, why in group.skipped.items()]
     return "\n".join(lines)
 

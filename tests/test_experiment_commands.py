@@ -1,6 +1,7 @@
 """The commands of the experiments: what goes wrong is said in one line."""
 
 import pytest
+import torch
 
 from going_modular import utils
 from going_modular.experiments import (
@@ -48,6 +49,7 @@ def ending(module, arguments, capsys):
         ("folds", ["folds", "--seeds", "-1"], "expected a whole number >= 1, got '-1'"),
         ("folds", ["choose", "--methods", "luck"], "invalid choice: 'luck'"),
         ("precision", ["--seeds", "0"], "expected a whole number >= 1, got '0'"),
+        ("precision", ["--seeds", "1"], "a standard deviation needs two or more"),
         ("pretrain", ["--dishes", "0"], "argument --dishes: expected a whole number >= 1"),
         ("pretrain", ["--lr", "fast"], "argument --lr: invalid float value: 'fast'"),
         ("recipe_parts", ["--jobs", "0"], "expected a whole number >= 1, got '0'"),
@@ -103,3 +105,20 @@ def test_a_stopped_command_says_how_to_go_on():
     with pytest.raises(SystemExit) as end, command_line.endings_in_one_line("program"):
         raise KeyboardInterrupt
     assert "the same command goes on" in end.value.code
+
+
+def test_the_page_on_precision_has_what_was_measured(capsys, monkeypatch):
+    found = {("float32", 0): 0.5, ("float32", 1): 0.7, ("bfloat16", 0): 0.6, ("bfloat16", 1): 0.4}
+
+    def run_part(part, seed, epochs, precision):
+        return {"test_acc": [0.0, found[precision, seed]]}
+
+    cosines = {"ours": torch.tensor([1.0, 0.75, 0.5]), "theirs": torch.tensor([0.25])}
+    monkeypatch.setattr(precision, "run_part", run_part)
+    monkeypatch.setattr(precision, "cosines", lambda name: cosines.popitem())
+    precision.main(["--seeds", "2"])
+    page = capsys.readouterr().out
+    assert "| float32 | 0.500 | 0.700 | 0.600 ± 0.141 |" in page
+    assert "| bfloat16 | 0.600 | 0.400 | 0.500 ± 0.141 |" in page
+    assert "seed by seed: -0.100 ± 0.283" in page
+    assert "| ours | 0.500000 | 0.750000 |" in page

@@ -103,13 +103,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m going_modular.experiments.precision", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--seeds", type=positive, default=5, help="default: 5")
+    parser.add_argument("--seeds", type=positive, default=5, help="two or more; default: 5")
     parser.add_argument("--epochs", type=positive, help="default: as many as the recipe has")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE}")
     options = parser.parse_args(arguments)
+    if options.seeds < 2:
+        parser.error("argument --seeds: a standard deviation needs two or more")
     with errors_in_one_line(parser.prog):
         features = dict(cosines(name) for name in ("drawn_dishes", "auto"))
-        page = page_of(accuracies(max(options.seeds, 2), options.epochs), features)
+        page = page_of(accuracies(options.seeds, options.epochs), features)
         print(page)
         if options.write:
             project_path(PAGE).write_text(page, encoding="utf-8")

@@ -25,7 +25,7 @@ class Dropout(nn.Dropout):
     Source: Srivastava et al., JMLR 15 (2014); where a ViT has it: Appendix B.1 of the paper.
     """
 
-    def __init__(self, p: float = 0.5):
+    def __init__(self, p: float = 0.5):  # without `inplace`
         super().__init__(p)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
