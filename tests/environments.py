@@ -7,7 +7,12 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from going_modular.utils import CHECKOUT
 
@@ -45,6 +50,33 @@ def new_environment(folder: Path, host: str = "") -> Path:
     if host:
         (Path(packages_of(folder)) / "host.pth").write_text(host)
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def with_what_they_need(names: Iterable[str]) -> set[str]:
+    """The names of installed packages, and of all that they require on this machine."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name not in found:
+            found.add(name)
+            needs = map(Requirement, metadata.requires(name) or [])
+            here = {"extra": ""}  # of optional parts, none
+            waiting += [n.name for n in needs if not n.marker or n.marker.evaluate(here)]
+    return found
+
+
+def link_packages(names: Iterable[str], folder: Path) -> str:
+    """Links to installed packages, with what they need: a host's folder of packages.
+
+    PyTorch with CUDA is 5 GB: a second copy would be too much for a small disk.
+    """
+    for name in with_what_they_need(names):
+        for file in metadata.files(name) or []:
+            if ".." not in file.parts:  # commands lie outside the folder of packages
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                (folder / file).symlink_to(file.locate())
+    return str(folder)
 
 
 def packages_of(environment: Path) -> str:

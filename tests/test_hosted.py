@@ -16,7 +16,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from environments import build_wheel, make_kernel, new_environment, packages_of
+from environments import build_wheel, link_packages, make_kernel, new_environment
 from packaging.requirements import Requirement
 
 from going_modular import utils
@@ -321,19 +321,11 @@ def test_what_is_missing_is_installed_but_pytorch_never(monkeypatch, capsys):
         hosted.install_missing()
 
 
-@pytest.fixture(scope="module")
-def host():
-    """The packages of a host like Colab: PyTorch and Jupyter's kernel, not all of ours.
-
-    Built once, in build/ (5.5 GB with a CUDA build of PyTorch).
-    """
-    environment = CHECKOUT / "build" / "host"
-    if not (environment / "ready").is_file():
-        python = new_environment(environment)
-        packages = ["torch", "torchvision", "matplotlib", "ipykernel", "requests"]
-        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
-        (environment / "ready").touch()
-    return packages_of(environment)
+@pytest.fixture(scope="session")
+def host(tmp_path_factory):
+    """The packages of a host like Colab: PyTorch and Jupyter's kernel, not all of ours."""
+    packages = ["torch", "torchvision", "matplotlib", "ipykernel", "requests"]
+    return link_packages(packages, tmp_path_factory.mktemp("host"))
 
 
 @pytest.fixture(scope="module")
