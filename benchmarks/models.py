@@ -44,7 +44,7 @@ def config_of(name: str, quick: bool, **sizes: Any) -> ViTConfig:
 
 
 def build(library: str, c: ViTConfig, dropout: float | None = None) -> nn.Module:
-    """A ViT with a library's own dropout, or with this one wherever it has a place for it."""
+    """A ViT with a library's own dropout, or with this rate in every place that the paper names."""
     rate: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
     P, D, L, h, K = c.patch_size, c.embedding_dim, c.num_layers, c.num_heads, c.num_classes
     if library == OURS:
@@ -67,7 +67,12 @@ def build(library: str, c: ViTConfig, dropout: float | None = None) -> nn.Module
         config.intermediate_size, config.num_labels = c.mlp_dim, K
         if rate:
             config.hidden_dropout_prob = dropout
-        return transformers.ViTForImageClassification(config)
+        model = transformers.ViTForImageClassification(config)
+        if dropout is not None:  # inside the MLP, it has no setting for it
+            for name, gelu in list(model.named_modules()):
+                if name.endswith("activation_fn"):
+                    model.set_submodule(name, nn.Sequential(gelu, nn.Dropout(dropout)))
+        return model
 
 
 def logits_of(library: str, model: Callable, images: torch.Tensor, precision: str) -> torch.Tensor:

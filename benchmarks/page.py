@@ -47,8 +47,8 @@ library that has the best median, without torch.compile.
 of 0.1, computes in the precision that `best_precision` chooses, and takes the steps of
 `engine.train_step`. The other libraries have no dropout and compute in float32; their optimizer
 is `torch.optim.AdamW` with its defaults. In all other settings every model has the same loop,
-optimizer, precision and dropout. Only transformers has no dropout inside the MLP, because it has
-no setting for it. In bfloat16, ours computes under `utils.autocast`, the others under
+optimizer, precision and dropout. transformers has no setting for dropout inside the
+MLP, so we add it there. In bfloat16, ours computes under `utils.autocast`, the others under
 `torch.autocast`."""
 
 

@@ -105,9 +105,8 @@ def test_dropout_as_shipped_and_as_given(library):
         models.logits_of(library, vit, images, "float32")
         return found
 
-    places = {"transformers": 3}.get(library, 4)  # none between the two layers of its MLP
-    assert rates(0.1) == [0.1] * places and rates(0.0) == []
-    assert rates(None) == ([0.1] * places if library == models.OURS else [])
+    assert rates(0.1) == [0.1] * 4 and rates(0.0) == []
+    assert rates(None) == ([0.1] * 4 if library == models.OURS else [])
 
 
 @pytest.mark.parametrize("library", (models.OURS, *models.PEERS))
