@@ -39,6 +39,7 @@ notebooks: .venv/ready
 
 # Speed and memory beside timm, transformers and torchvision: docs/results/bench.md. It takes
 # about an hour on two cores, which should have nothing else to do
+bench: export FOODVISION_PRECISION =
 bench: .venv/peers
 	$(BIN)/python -m benchmarks --write
 

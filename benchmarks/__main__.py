@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with errors_in_one_line(parser.prog):
         run = Run(torch.device(options.device), options.rounds, options.quick)
         stem = "bench" if options.device == "cpu" else f"bench_{options.device}"
+        this_run()  # now, because the commit may be another one at the end
         results = {"machine": machine(run.device), "quick": run.quick, "rows": {}}
         values = (options.write or RESULTS) / f"{stem}.json"
         if options.write and values.is_file() and set(options.only) != set(ROWS):

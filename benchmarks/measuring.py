@@ -89,7 +89,7 @@ def times_of(works: dict[str, Work], rounds: int, device: torch.device, least: f
     calls = {}
     for name, work in works.items():
         first = seconds(work, 1, device)
-        again = first if first > 5 or not least else seconds(work, 1, device)
+        again = seconds(work, 1, device) if least else first  # the first may compile
         calls[name] = max(1, round(least / again))
     return in_turns(works, rounds, lambda name: seconds(works[name], calls[name], device))
 

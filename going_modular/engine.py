@@ -170,7 +170,9 @@ def take_step(
         loss_sum += loss.detach().to(loss_sum.dtype) * count
         correct += (logits.argmax(dim=1) == most_likely(labels)).sum()
     method.scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), method.clip_norm or torch.inf)
+    norm = nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
+    if method.clip_norm:
+        nn.utils.clip_grads_with_norm_(model.parameters(), method.clip_norm, norm)
     method.scaler.step(optimizer)
     method.scaler.update()
 
@@ -524,7 +526,12 @@ def extract_features(
         features, labels = predict(backbone, batches, device, precision)
         return features.float(), labels
 
-    if cache is None:
-        return TensorDataset(*compute(dataloader))
-    setting = [precision, torch.device(device).type]
-    return TensorDataset(*keep_features(compute, backbone, dataloader, setting, cache))
+    # One draw, however many data loaders the cache needs: what follows draws the same
+    seed = int(torch.randint(2**62, (), device="cpu"))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if cache is None:
+            return TensorDataset(*compute(dataloader))
+        products = torch.get_float32_matmul_precision()
+        setting = [precision, products, torch.device(device).type]
+        return TensorDataset(*keep_features(compute, backbone, dataloader, setting, cache))

@@ -247,7 +247,8 @@ def autocast(device: torch.device | str, precision: str) -> Iterator[None]:
 
     On a CPU, fused attention in 16 bits makes a prediction quicker and a training slower: its
     backward pass costs more than its forward pass saves. We measured this with "avx512_bf16".
-    So where gradients are computed, attention is not fused.
+    So where gradients are computed, attention is not fused. This choice ends with the context:
+    what runs a part again in its backward pass (`torch.utils.checkpoint`) needs it there, too.
 
     Raises:
         ValueError: if the precision is not "float32", "bfloat16" or "float16".
@@ -256,7 +257,9 @@ def autocast(device: torch.device | str, precision: str) -> Iterator[None]:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     device_type = torch.device(device).type
     with ExitStack() as stack:
-        if precision != "float32":
+        if precision == "float32":
+            stack.enter_context(without_autocast(torch.device(device)))
+        else:
             stack.enter_context(torch.autocast(device_type, getattr(torch, precision)))
             if device_type == "cpu" and torch.is_grad_enabled():
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))

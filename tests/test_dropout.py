@@ -107,3 +107,13 @@ def test_stochastic_depth_is_torchvisions(p, dtype):
         outputs.append(module(x))
         assert torch.equal(module.eval()(x), x)
     assert torch.equal(*outputs)
+
+
+def test_stochastic_depth_of_1_skips_every_image():
+    assert StochasticDepth(1.0).train()(torch.ones(4, 2)).eq(0).all()
+
+
+def test_dropout_does_not_follow_a_default_device():
+    with torch.device("meta"):
+        dropped = Dropout(0.5)(torch.ones(1000, device="cpu"))
+    assert 0 < dropped.eq(0).sum() < 1000

@@ -30,7 +30,7 @@ from going_modular import data_setup, engine
 from going_modular.data_setup import Augmented, PhotoFolder, create_dataloader
 from going_modular.images.reading import to_upright_rgb
 from going_modular.images.transforms import ResizeAndCrop, evaluation_transform
-from going_modular.model_builder import ViT
+from going_modular.model_builder import MLPBlock, ViT
 from going_modular.training import feature_cache, feature_key
 from going_modular.utils import CHECKOUT, give_random_values
 from going_modular.vit.config import ViTConfig
@@ -76,9 +76,14 @@ def extract(cache, monkeypatch, capsys, caplog):
         with monkeypatch.context() as patch:
             patch.setattr(Image, "open", lambda *a, **k: work.update(opened=1) or opened(*a, **k))
             forward = ViT.forward  # of the class, because the key looks at all of the object
-            patch.setattr(
-                ViT, "forward", lambda vit, x: work.update(seen=len(x)) or forward(vit, x)
-            )
+
+            def counted(vit, x):
+                work.update(seen=len(x))
+                return forward(vit, x)
+
+            counted.__module__ = ViT.__module__  # else the key would refuse another method
+            counted.__qualname__ = "ViT.forward"
+            patch.setattr(ViT, "forward", counted)
             loader = create_dataloader(dataset, batch_size, shuffle)
             settings = {"cache": cache} | settings
             capsys.readouterr()
@@ -377,6 +382,61 @@ def test_hooks_and_functions_of_a_notebook_are_not_kept(backbone, photos, cache,
     assert not cache.exists()
 
 
+def test_a_class_with_another_method_is_not_kept(backbone, photos, cache, extract, monkeypatch):
+    monkeypatch.setattr(MLPBlock, "forward", lambda block, x: 0 * x)
+    _, work = extract(backbone, photos)
+    assert "<lambda> is not code of" in work.lines[0] and not cache.exists()
+
+
+def test_labels_of_a_target_transform_are_computed(backbone, photos, cache, extract):
+    photos.target_transform = {0: 2, 1: 1, 2: 0}.get
+    (_, labels), work = extract(backbone, photos)
+    assert labels.tolist() == [2 - label for _, label in photos.samples]
+    assert "without a target_transform" in work.lines[0] and not cache.exists()
+
+
+def test_what_comes_after_draws_the_same_numbers(backbone, photos, extract, monkeypatch):
+    """Whether features were computed in one loader or several, found, or not kept."""
+    monkeypatch.setattr(feature_cache, "BATCHES", 1)
+    drawn = []
+    for settings in ({}, {}, {"cache": None}):
+        torch.manual_seed(0)
+        extract(backbone, photos, **settings)
+        drawn.append(torch.rand(3).tolist())
+    assert drawn[0] == drawn[1] == drawn[2]
+    torch.manual_seed(0)
+    assert torch.rand(3).tolist() != drawn[0]  # one number is drawn, so two calls differ
+
+
+def test_a_photo_that_changes_meanwhile_is_not_kept(backbone, photos, cache):
+    path = Path(photos.samples[3][0])
+    content = path.read_bytes()
+    other = Path(photos.samples[20][0]).read_bytes()
+    opened = photos.loader
+
+    def swapped(name):
+        path.write_bytes(other)
+        return opened(name)
+
+    swapped.__module__, swapped.__qualname__ = opened.__module__, "swapped"
+    photos.loader = swapped
+    first = engine.extract_features(backbone, create_dataloader(photos, 5), "cpu", cache=cache)
+    path.write_bytes(content)
+    photos.loader = opened
+    kept = [feature_cache.read_rows(file) for file in cache.glob("*.features")]
+    assert [len(rows) for rows in kept] == [len(photos) - 1]
+    expected = engine.extract_features(backbone, create_dataloader(photos, 5), "cpu")
+    assert not torch.equal(first.tensors[0][3], expected.tensors[0][3])
+
+
+def test_an_outer_autocast_does_not_reach_features_in_float32(backbone, photos, cache):
+    loader = create_dataloader(photos, 5)
+    expected = engine.extract_features(backbone, loader, "cpu").tensors[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        features = engine.extract_features(backbone, loader, "cpu", cache=cache).tensors[0]
+    assert torch.equal(features, expected)
+
+
 def test_code_that_changed_since_it_was_imported_is_not_kept(
     backbone, photos, cache, extract, monkeypatch
 ):
@@ -392,6 +452,7 @@ def test_code_that_changed_since_it_was_imported_is_not_kept(
         v2.ColorJitter(0.5),
         v2.TrivialAugmentWide(),
         v2.RandomErasing(p=1e-9),
+        v2.RandomCrop(16),  # draws nothing: these images have 16 pixels
     ],
 )
 def test_a_random_transform_is_refused(step, backbone, photos, cache, extract):
@@ -400,11 +461,15 @@ def test_a_random_transform_is_refused(step, backbone, photos, cache, extract):
         photos.with_transform(transform),
         Subset(photos.with_transform(transform), [0]),
     ):
-        state = torch.get_rng_state()
         with pytest.raises(ValueError, match="the transform is random"):
             extract(backbone, dataset)
-        assert torch.equal(torch.get_rng_state(), state)
     assert not cache.exists()
+
+
+def test_to_ask_whether_a_transform_is_random_draws_nothing(photos):
+    state = torch.get_rng_state()
+    assert feature_key.is_random(photos.with_transform(v2.ColorJitter(0.5)), 0)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def loaders_out_of_order(photos):

@@ -5,6 +5,7 @@ import base64
 import re
 from io import BytesIO
 from pathlib import Path
+from time import sleep
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -180,7 +181,7 @@ def test_notebooks_run_side_by_side_and_the_results_keep_their_order(tmp_path, m
 
     monkeypatch.setenv("FOODVISION_DEVICE", "cpu")
     monkeypatch.setattr(notebooks, "BUILD", tmp_path / "build")
-    monkeypatch.setattr(notebooks.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(notebooks, "core_count", lambda: 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebooks.run([notebook(number) for number in range(3)])
     output = capsys.readouterr().out
@@ -195,6 +196,22 @@ def test_the_series_ends_with_the_error_of_a_notebook(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
         notebooks.run([tmp_path / "00_bad.ipynb"])
+
+
+def test_ctrl_c_starts_no_more_notebooks(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(notebooks, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(notebooks, "core_count", lambda: 1)
+    monkeypatch.setattr(notebooks, "run_in_order", lambda paths: started.append(paths) or sleep(1))
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(notebooks, "as_completed", interrupted)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.raises(KeyboardInterrupt):
+        notebooks.run([tmp_path / f"0{number}_a.ipynb" for number in range(5)])
+    assert len(started) == 1
 
 
 def test_the_pictures_of_the_readme_are_the_notebooks_own():

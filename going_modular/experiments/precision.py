@@ -70,20 +70,22 @@ def page_of(seeds: dict[str, list[float]], features: dict[str, torch.Tensor]) ->
     count = len(rows[0]) - 2
     pairs = zip(*seeds.values(), strict=True)
     apart = [half - full for full, half in pairs]
-    header = ("precision", *(f"seed {seed}" for seed in range(count)), "mean ± deviation")
+    header = ("precision", *(f"seed {seed}" for seed in range(count)), "mean ± standard deviation")
     device = get_device()
-    instructions = bfloat16_instructions(device) or "none: it converts to float32 and back"
+    instructions = bfloat16_instructions(device) or "none, so it converts to float32 and back"
     similar = [[name, f"{c.min():.6f}", f"{c.median():.6f}"] for name, c in features.items()]
     day, machine = time.strftime("%Y-%m-%d"), " · ".join(describe_environment().split("\n"))
     return f"""# What bfloat16 changes
 
 Measured on {day}: {machine}.
-Instructions for products in bfloat16: {instructions}. By
+Its instructions for products in bfloat16: {instructions}. This page was written by
 `python -m going_modular.experiments.precision --write`.
 
 ## Training
 
 Notebook 11's recipe "{PART}": accuracy on 300 held-out drawings after the last epoch.
+Notebook 11 has other digits for the same seeds, because each of its trainings had one thread:
+with another number of threads, sums are rounded in another order.
 
 {markdown_table(header, rows)}
 
@@ -94,7 +96,7 @@ deviation). One standard error of an accuracy on 300 drawings is at most {0.5 / 
 
 The cosine of an image's features in float32 and in bfloat16, over 300 images.
 
-{markdown_table(("backbone and images", "least", "median"), similar)}
+{markdown_table(("backbone and images", "smallest", "median"), similar)}
 """
 
 

@@ -106,7 +106,7 @@ def run(paths: list[Path]) -> None:
     """
     (BUILD / "notebooks").mkdir(parents=True, exist_ok=True)
     (BUILD / "html").mkdir(parents=True, exist_ok=True)
-    cores = os.cpu_count() or 1
+    cores = core_count()
     at_once = min(AT_ONCE, cores) if get_device().type == "cpu" else 1
     os.environ.setdefault("OMP_NUM_THREADS", str(cores // at_once))  # for the kernels
     print(
@@ -117,13 +117,22 @@ def run(paths: list[Path]) -> None:
     start = time.perf_counter()
     with ThreadPoolExecutor(at_once) as pool:
         chains = [pool.submit(run_in_order, chain) for chain in reversed(chains_of(paths))]
-        for done in as_completed(chains):
-            if done.exception():
-                pool.shutdown(wait=False, cancel_futures=True)
-            results |= done.result()
+        try:
+            for done in as_completed(chains):
+                results |= done.result()
+        except BaseException:  # Ctrl-C too
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     everything = "".join(results[path] for path in paths)
     print(f"{'all':36}{time.perf_counter() - start:6.1f} s\n\n{everything}")
     print("Executed notebooks: build/notebooks · pages to read: build/html")
+
+
+def core_count() -> int:
+    """How many cores this process may use. A container may have fewer than its machine."""
+    if hasattr(os, "sched_getaffinity"):  # on Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def chains_of(paths: list[Path]) -> list[list[Path]]:

@@ -225,7 +225,7 @@ def random_state() -> dict:
         "torch": torch.get_rng_state(),
     }
     if get_device().type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state()
+        state["cuda"] = torch.cuda.get_rng_state(get_device())
     if get_device().type == "mps":
         state["mps"] = torch.mps.get_rng_state()
     return state
@@ -239,6 +239,6 @@ def set_random_state(state: dict) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"], get_device())
     if "mps" in state and torch.backends.mps.is_available():
         torch.mps.set_rng_state(state["mps"])

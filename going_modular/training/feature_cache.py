@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, SequentialSampler, Subset, default_coll
 
 from going_modular.images.checksums import sha256_of
 from going_modular.images.folders import PhotoFolder
-from going_modular.training.feature_key import NotKept, is_random, key_of
+from going_modular.training.feature_key import RANDOM, NotKept, is_random, key_of
 from going_modular.utils import atomic_write, data_dir, project_path, remove_unfinished
 
 log = logging.getLogger(__name__)
@@ -66,10 +66,7 @@ def keep_features(
     rows = read_rows(path)
     missing = {i: index for i, index in zip(images, indices, strict=True) if i not in rows}
     if missing and is_random(photos, next(iter(missing.values()))):
-        raise ValueError(
-            "the transform is random, and the cache would keep one draw for every epoch: give "
-            "the transform that you evaluate with, or leave out cache"
-        )
+        raise ValueError(RANDOM)
     todo, size = list(missing), BATCHES * (batches.batch_size or 1)
     for part in (todo[start : start + size] for start in range(0, len(todo), size)):
         loader: DataLoader = DataLoader(
@@ -80,8 +77,10 @@ def keep_features(
             pin_memory=batches.pin_memory,
         )
         new = dict(zip(part, compute(loader)[0], strict=True))
-        add_rows(path, new)
         rows |= new
+        # A file that changed meanwhile has features of another image
+        same = [i for i in part if sha256_of(Path(photos.samples[missing[i]][0])) == i]
+        add_rows(path, {image: new[image] for image in same})
     computed = sum(image in missing for image in images)
     # Twice the same, as all that a cell shows. How many were computed is for the log
     print(f"features of {len(images)} images, found in the cache or added to it")
@@ -93,6 +92,8 @@ def keep_features(
 def photos_of(dataset: object) -> tuple[PhotoFolder, list[int]]:
     """The folder that a data set or a part of one reads, and the indices of its images."""
     if type(dataset) is PhotoFolder:
+        if dataset.target_transform is not None:
+            raise NotKept("it knows an image's label by its folder, without a target_transform")
         return dataset, list(range(len(dataset)))
     if type(dataset) is not Subset:
         raise NotKept("it knows images by their files, and needs a loader of a PhotoFolder")

@@ -23,16 +23,11 @@ from going_modular.training.checkpoints import random_state, set_random_state
 from going_modular.utils import PACKAGE
 
 KNOWN = ("torch", "torchvision", "going_modular")  # their versions are part of the key
-# Our own code from a photo to its features
-CODE_FILES = (
-    "engine.py",
-    "model_builder.py",
-    "utils.py",
-    "images/*.py",
-    "training/feature_*.py",
-    "vit/*.py",
-)
 LEFT_BEHIND = "coordinates"  # by the last images, in a ViT with rotary positions
+RANDOM = (
+    "the transform is random, and the cache would keep one draw for every epoch: give the "
+    "transform that you evaluate with, or leave out cache"
+)
 PLAIN = (bool, int, float, str, bytes, Enum, torch.dtype, torch.device, type(None))
 
 
@@ -41,8 +36,8 @@ class NotKept(Exception):
 
 
 def code_digest() -> str:
-    """A hash of `CODE_FILES` as they are now."""
-    files = [path for pattern in CODE_FILES for path in sorted(PACKAGE.glob(pattern))]
+    """A hash of all files of this package as they are now."""
+    files = sorted(PACKAGE.rglob("*.py"))
     return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
 
 
@@ -73,6 +68,8 @@ def describe(value: object, seen: dict[int, int]) -> Iterator[str]:
     Raises:
         NotKept: for what cannot be described. Code of others is that too: it may change,
             and its name stays.
+        ValueError: for a class of torchvision's that draws random numbers, by its name.
+            `RandomCrop` draws none for an image that has the right size already.
     """
     if isinstance(value, PLAIN):
         yield repr(value)
@@ -89,13 +86,13 @@ def describe(value: object, seen: dict[int, int]) -> Iterator[str]:
     elif isinstance(value, partial):
         yield from describe(["partial", value.func, value.args, value.keywords], seen)
     elif isinstance(value, type | FunctionType | BuiltinFunctionType):
-        name = f"{value.__module__}.{value.__qualname__}"
-        if "<" in name or name.split(".")[0] not in KNOWN:
-            raise NotKept(
-                f"{value.__qualname__} is not code of {', '.join(KNOWN[:-1])} or {KNOWN[-1]}, "
-                "and a change in it would stay unnoticed"
-            )
-        yield name
+        if value.__name__.startswith("Random"):
+            raise ValueError(RANDOM)
+        parts = vars(value).values() if isinstance(value, type) else []
+        methods = [part for part in parts if isinstance(part, FunctionType)]
+        for code in (value, *methods):  # somebody may have given a class another method
+            check_known(code)
+        yield f"{value.__module__}.{value.__qualname__}"
     elif not hasattr(value, "__dict__"):
         raise NotKept(f"a {type(value).__name__} does not show what it holds")
     elif id(value) in seen:
@@ -105,6 +102,15 @@ def describe(value: object, seen: dict[int, int]) -> Iterator[str]:
         yield from describe(type(value), seen)
         attributes = {name: each for name, each in vars(value).items() if name != LEFT_BEHIND}
         yield from describe(attributes, seen)
+
+
+def check_known(code: type | FunctionType | BuiltinFunctionType) -> None:
+    """Raise `NotKept` for a class or a function whose changes no version shows."""
+    if "<" in code.__qualname__ or str(code.__module__).split(".")[0] not in KNOWN:
+        raise NotKept(
+            f"{code.__qualname__} is not code of {', '.join(KNOWN[:-1])} or {KNOWN[-1]}, "
+            "and a change in it would stay unnoticed"
+        )
 
 
 def is_random(photos: PhotoFolder, index: int) -> bool:

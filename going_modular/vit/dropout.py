@@ -17,8 +17,8 @@ class Dropout(nn.Dropout):
     from PyTorch's generator, so the seed of a training decides all of its masks, and a
     checkpoint continues them.
 
-    A GPU draws quickly, and for p near 0 or 1 16 bits are too coarse: there, it is
-    `nn.Dropout` itself.
+    A GPU draws quickly, for p near 0 or 1 16 bits are too coarse, and torch.compile has
+    random numbers of its own: there, it is `nn.Dropout` itself.
 
     Shapes: any -> the same.
 
@@ -29,7 +29,8 @@ class Dropout(nn.Dropout):
         super().__init__(p)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or x.device.type != "cpu" or not 0.001 <= self.p <= 0.999:
+        plain = x.device.type != "cpu" or not 0.001 <= self.p <= 0.999
+        if not self.training or plain or torch.compiler.is_compiling():
             return super().forward(x)
         dropped = round(self.p * VALUES)  # so many of all values
         keep = random_16_bits(x.numel()).ge_(dropped - VALUES // 2)  # 1 or 0
@@ -56,7 +57,8 @@ class StochasticDepth(nn.Module):
         if not self.training or self.p == 0:
             return x
         stays = torch.empty(len(x), *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device)
-        return x * stays.bernoulli_(1 - self.p).div_(1 - self.p)
+        stays.bernoulli_(1 - self.p)
+        return x * (stays / (1 - self.p) if self.p < 1 else stays)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
@@ -64,6 +66,6 @@ class StochasticDepth(nn.Module):
 
 def random_16_bits(count: int) -> torch.Tensor:
     """Random integers (count,) from -2¹⁵ to 2¹⁵ - 1, all equally likely."""
-    seed = int(torch.randint(2**62, ()))
+    seed = int(torch.randint(2**62, (), device="cpu"))
     numbers = np.random.SFC64(seed).random_raw(-(-count // 4))  # of 64 bits each
     return torch.from_numpy(numbers.view(np.int16)[:count])
