@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TypeVar
@@ -241,29 +241,18 @@ def bfloat16_instructions(device: torch.device) -> str:
     return next((name for name in ("amx_bf16", "avx512_bf16") if found.get(name)), "")
 
 
-@contextmanager
-def autocast(device: torch.device | str, precision: str) -> Iterator[None]:
+def autocast(device: torch.device | str, precision: str) -> AbstractContextManager:
     """Compute in 16 bits where PyTorch considers it safe, as in matrix products.
-
-    On a CPU, fused attention in 16 bits makes a prediction quicker and a training slower: its
-    backward pass costs more than its forward pass saves. We measured this with "avx512_bf16".
-    So where gradients are computed, attention is not fused. This choice ends with the context:
-    what runs a part again in its backward pass (`torch.utils.checkpoint`) needs it there, too.
 
     Raises:
         ValueError: if the precision is not "float32", "bfloat16" or "float16".
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    device_type = torch.device(device).type
-    with ExitStack() as stack:
-        if precision == "float32":
-            stack.enter_context(without_autocast(torch.device(device)))
-        else:
-            stack.enter_context(torch.autocast(device_type, getattr(torch, precision)))
-            if device_type == "cpu" and torch.is_grad_enabled():
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        yield
+    device = torch.device(device)
+    if precision == "float32":
+        return without_autocast(device)
+    return torch.autocast(device.type, getattr(torch, precision))
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:

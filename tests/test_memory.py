@@ -8,9 +8,11 @@ import torch
 from tiny_vit import TINY
 from torch.autograd.graph import saved_tensors_hooks
 
+from going_modular import model_builder
 from going_modular.model_builder import VIT_CONFIGS, ViT
 from going_modular.training import fit, memory, recipes
 from going_modular.training.recipes import Recipe
+from going_modular.vit import descendants
 from going_modular.vit.descendant_config import DescendantConfig, Rotary
 from going_modular.vit.descendants import Descendant, build_vit
 
@@ -18,7 +20,10 @@ SMALL = replace(VIT_CONFIGS["ViT-Ti/16"], num_layers=2, dropout=0.0)
 
 
 def counted_activation_bytes(vit, batch_size, precision):
-    """Bytes of all tensors that PyTorch keeps for the backward pass, but parameters."""
+    """Bytes of all tensors that PyTorch keeps for the backward pass, but parameters.
+
+    Attention is that of a GPU, fused in either precision.
+    """
     seen = {parameter.untyped_storage().data_ptr() for parameter in vit.parameters()}
     kept = []  # the tensors themselves, so that no address is used twice
 
@@ -31,8 +36,12 @@ def counted_activation_bytes(vit, batch_size, precision):
 
     images = torch.rand(batch_size, vit.config.in_channels, *vit.config.image_hw)
     half = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
-    with saved_tensors_hooks(keep, lambda tensor: tensor), half:
-        vit.train()(images)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (model_builder, descendants):
+            fused = torch.nn.functional.scaled_dot_product_attention
+            patch.setattr(module, "scaled_dot_product_attention", fused)
+        with saved_tensors_hooks(keep, lambda tensor: tensor), half:
+            vit.train()(images)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept)
 
 

@@ -458,16 +458,6 @@ def test_autocast_computes_in_the_precision_asked_for():
         pass
 
 
-def test_attention_is_fused_in_16_bits_only_without_gradients():
-    fused = torch.backends.cuda.flash_sdp_enabled  # the CPU's too
-    with utils.autocast("cpu", "bfloat16"):
-        assert not fused()
-    with torch.no_grad(), utils.autocast("cpu", "bfloat16"):
-        assert fused()
-    with utils.autocast("cpu", "float32"):
-        assert fused()
-
-
 def test_float32_leaves_an_outer_autocast():
     ones = torch.ones(2, 2)
     with torch.autocast("cpu", torch.bfloat16), utils.autocast("cpu", "float32"):

@@ -15,7 +15,7 @@ HEADROOM = 1.25
 def activation_bytes(config: ViTConfig, batch_size: int, precision: str) -> int:
     """Bytes that a forward pass keeps for the backward pass, without dropout.
 
-    Attention is fused, as on a GPU. (In 16 bits, `utils.autocast` does not fuse it on a CPU.)
+    Attention is that of a GPU. A CPU computes it in float32, see `vit.attention`.
 
     It is exact for a class token and no representation layer, and nearly so for the parts
     of descendants (`bytes_of_parts`).

@@ -18,6 +18,7 @@ from going_modular.model_builder import (
     TransformerEncoderBlock,
     ViT,
 )
+from going_modular.vit.attention import scaled_dot_product_attention
 from going_modular.vit.config import ViTConfig
 from going_modular.vit.descendant_config import DescendantConfig
 
@@ -132,7 +133,7 @@ class AttentionPooling(nn.Module):
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         q, _, _ = self.attention.queries_keys_values(self.latent.expand(len(z), -1, -1))
         _, k, v = self.attention.queries_keys_values(z)
-        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, 1, D)
+        y = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, 1, D)
         y = self.attention.projection(y)
         return (y + self.mlp(self.norm(y)))[:, 0]
 
