@@ -103,7 +103,7 @@ class MultiheadSelfAttentionBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.queries_keys_values(x)  # each (B, h, N+1, D/h)
         dropout = self.attention_dropout if self.training else 0.0
-        x = scaled_dot_product_attention(q, k, v, dropout)  # equations 6-7
+        x = scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # equations 6-7
         x = x.transpose(1, 2).flatten(2)  # heads side by side: (B, N+1, D)
         return self.dropout(self.projection(x))  # equation 8
 

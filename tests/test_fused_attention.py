@@ -48,7 +48,7 @@ def test_without_gradients_it_computes_in_16_bits(qkv):
 
 def test_dropout_reaches_it(qkv):
     torch.manual_seed(0)
-    dropped = scaled_dot_product_attention(*qkv, 0.5)
+    dropped = scaled_dot_product_attention(*qkv, dropout_p=0.5)
     torch.manual_seed(0)
     assert torch.equal(dropped, F.scaled_dot_product_attention(*qkv, dropout_p=0.5))
     assert not torch.equal(dropped, scaled_dot_product_attention(*qkv))

@@ -7,7 +7,7 @@ from going_modular.utils import without_autocast
 
 
 def scaled_dot_product_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout_p: float = 0.0
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, dropout_p: float = 0.0
 ) -> torch.Tensor:
     """softmax(q kᵀ / sqrt(D/h)) v, equations 6-7, as PyTorch's function of this name.
 
