@@ -32,10 +32,16 @@ COLUMNS = {
     "share": ("time", "dropout's share of the step", "aim"),
     "growth": ("time", "time of a multiply-add against the {}", "billion multiply-adds"),
 }
+SERIES = {  # what changes in the row "growth", from the cheapest to the dearest
+    "batch": "1 to 16 images",
+    "pixels": "96 to 384",
+    "patch": "32 down to 8",
+    "model": "Ti, S, B",
+}
 ALT = (
-    "Seconds of a forward pass over its multiply-adds, both on logarithmic axes: four series of "
-    "points, for batch, image size, patch size and model. A dashed line shows the same time for "
-    "every multiply-add"
+    "Time of a multiply-add over the multiply-adds of a forward pass: four curves, for batch, "
+    "image size, patch size and model, each with a band from quartile to quartile. A dashed line "
+    "at 1 is the base"
 )
 TEXT = """\
 **How we compare.** In each round every candidate of a table runs once, in random order. We divide
@@ -142,20 +148,23 @@ def page_of(results: dict[str, Any], stem: str) -> str:
 
 
 def draw(group: Group, path: Path) -> None:
-    """Time over multiply-adds: a series for each size that changes."""
-    points = {
-        name: (group.costs[name] / 1e9, spread_of(group.values[name])[1]) for name in group.costs
-    }
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained", facecolor="white")
-    for marker, series in zip("os^D", ("batch", "pixels", "patch", "model"), strict=True):
-        line = sorted(xy for name, xy in points.items() if name.startswith((series, BASE)))
-        axis.plot(*zip(*line, strict=True), marker=marker, label=series)
-    x, y = points[BASE]
-    ends = [edge(cost for cost, _ in points.values()) for edge in (min, max)]
-    axis.plot(ends, [y / x * each for each in ends], "--", color="0.4", label="as the base")
-    axis.set(xscale="log", yscale="log", xlabel="billion multiply-adds", ylabel="seconds")
+    """Time of a multiply-add against the base: a series for each size that changes."""
+    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained", facecolor="white")
+    for marker, (series, sizes) in zip("os^D", SERIES.items(), strict=True):
+        names = [name for name in group.costs if name.startswith((series, BASE))]
+        names.sort(key=lambda name: group.costs[name])
+        low, median, high = zip(*(spread_of(group.ratios[name]) for name in names), strict=True)
+        x = [group.costs[name] / 1e9 for name in names]
+        (line,) = axis.plot(x, median, marker=marker, label=f"{series}: {sizes}")
+        axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axis.axhline(1, linestyle="--", color="0.4")
+    axis.set(xscale="log", xlabel="billion multiply-adds of a forward pass")
+    axis.set_ylabel("time of a multiply-add,\nagainst the base")
+    ticks = [2, 5, 10, 20, 50, 100]
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
     axis.grid(alpha=0.3)
-    axis.legend()
+    axis.legend(title="what changes, from cheap to dear")
     with atomic_write(path) as unfinished:
         figure.savefig(unfinished, dpi=120)
     plt.close(figure)

@@ -212,7 +212,7 @@ def transfer(run: Run) -> list[Group]:
 def growth(run: Run) -> list[Group]:
     """How time grows with size. We time a forward pass of ours, and `count_multiply_adds` says what
     it should cost. The base is ViT-S/16 on 4 images of 224 pixels. Every other point changes one
-    size of the base.
+    size of the base. Above 1, a multiply-add takes longer than in the base.
     """
     small = "ViT-S/16"
     points: dict[str, tuple[str, int, dict[str, int]]] = {BASE: (small, 4, {})}
