@@ -117,3 +117,9 @@ def test_dropout_does_not_follow_a_default_device():
     with torch.device("meta"):
         dropped = Dropout(0.5)(torch.ones(1000, device="cpu"))
     assert 0 < dropped.eq(0).sum() < 1000
+
+
+def test_dropout_can_be_compiled_as_a_whole():
+    compiled = torch.compile(Dropout(0.5), backend="eager", fullgraph=True)
+    dropped = compiled(torch.ones(1000))
+    assert 0 < dropped.eq(0).sum() < 1000

@@ -324,6 +324,16 @@ def test_a_precision_has_features_of_its_own(backbone, photos, extract):
         extract(backbone, photos, precision="int8")
 
 
+def test_the_precision_of_products_in_float32_counts(backbone, photos, cache, extract):
+    extract(backbone, photos)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        _, work = extract(backbone, photos)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert work["seen"] == len(photos) and len(list(cache.glob("*.features"))) == 2
+
+
 def test_features_of_16_bits_become_float32(photos, extract):
     """A ViT ends in a LayerNorm, which gives float32 in any case."""
     layers = nn.Sequential(nn.Flatten(), nn.Linear(768, 4))

@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import os
 import re
 from io import BytesIO
 from pathlib import Path
@@ -196,6 +197,16 @@ def test_the_series_ends_with_the_error_of_a_notebook(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
         notebooks.run([tmp_path / "00_bad.ipynb"])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only on Linux")
+def test_cores_that_a_process_may_not_use_do_not_count():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert notebooks.core_count() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def test_ctrl_c_starts_no_more_notebooks(tmp_path, monkeypatch):
