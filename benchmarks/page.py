@@ -32,12 +32,7 @@ COLUMNS = {
     "share": ("time", "dropout's share of the step", "aim"),
     "growth": ("time", "time of a multiply-add against the {}", "billion multiply-adds"),
 }
-SERIES = {  # what changes in the row "growth", from the cheapest to the dearest
-    "batch": "1 to 16 images",
-    "pixels": "96 to 384",
-    "patch": "32 down to 8",
-    "model": "Ti, S, B",
-}
+SERIES = ("batch", "pixels", "patch", "model")  # what changes in the row "growth"
 ALT = (
     "Time of a multiply-add over the multiply-adds of a forward pass: four curves, for batch, "
     "image size, patch size and model, each with a band from quartile to quartile. A dashed line "
@@ -150,11 +145,12 @@ def page_of(results: dict[str, Any], stem: str) -> str:
 def draw(group: Group, path: Path) -> None:
     """Time of a multiply-add against the base: a series for each size that changes."""
     figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained", facecolor="white")
-    for marker, (series, sizes) in zip("os^D", SERIES.items(), strict=True):
+    for marker, series in zip("os^D", SERIES, strict=True):
         names = [name for name in group.costs if name.startswith((series, BASE))]
         names.sort(key=lambda name: group.costs[name])
         low, median, high = zip(*(spread_of(group.ratios[name]) for name in names), strict=True)
         x = [group.costs[name] / 1e9 for name in names]
+        sizes = ", ".join(name.removeprefix(f"{series}: ") for name in names)
         (line,) = axis.plot(x, median, marker=marker, label=f"{series}: {sizes}")
         axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axis.axhline(1, linestyle="--", color="0.4")
