@@ -50,7 +50,7 @@ def ending(module, arguments, capsys):
         ("folds", ["choose", "--methods", "luck"], "invalid choice: 'luck'"),
         ("precision", ["--seeds", "0"], "expected a whole number >= 1, got '0'"),
         ("precision", ["--seeds", "1"], "a standard deviation needs two or more"),
-        ("pretrain", ["--dishes", "0"], "argument --dishes: expected a whole number >= 1"),
+        ("pretrain", ["--drawings", "0"], "argument --drawings: expected a whole number >= 1"),
         ("pretrain", ["--lr", "fast"], "argument --lr: invalid float value: 'fast'"),
         ("recipe_parts", ["--jobs", "0"], "expected a whole number >= 1, got '0'"),
         ("transfer", ["everything"], "invalid choice: 'everything'"),

@@ -11,7 +11,7 @@ from going_modular.utils import CHECKOUT
 PACKAGE = CHECKOUT / "going_modular"
 # The modules that a reader looks for. Everything else has its folder.
 TOP = {"data_setup", "engine", "model_builder", "predictions", "train", "utils"}
-CORE_FOLDERS = {"vit", "training", "images", "drawings"}
+CORE_FOLDERS = {"vit", "training", "pretraining", "images", "drawings"}
 OUTER_FOLDERS = {"checks", "experiments", "publishing"}
 
 

@@ -472,7 +472,19 @@ RECIPES: dict[str, Callable[..., Layers]] = {"pizza": pizza, "steak": steak, "su
 
 def random_shape(rng, size: float) -> Shape:
     """Return a random shape, about `size` long."""
-    kind = pick(rng, ["disc", "disc", "slab", "slab", "leaf", "ring", "slice"])
+    kinds = [
+        "disc",
+        "disc",
+        "slab",
+        "slab",
+        "leaf",
+        "ring",
+        "slice",
+        "contour",
+        "contour",
+        "contour",
+    ]
+    kind = pick(rng, kinds)
     width = size * rng.uniform(0.25, 1.0)
     if kind in ("ring", "slice") or rng.random() < 0.25:
         width = size
@@ -486,7 +498,17 @@ def random_shape(rng, size: float) -> Shape:
         taper=rng.uniform(-0.6, 0.6) * (rng.random() < 0.4),
         lump=size * rng.uniform(0, 0.15) * (rng.random() < 0.5),
         lump_size=size * rng.uniform(0.1, 0.5),
+        waves=random_waves(rng) if kind == "contour" else (),
     )
+
+
+def random_waves(rng) -> tuple[tuple[float, float], ...]:
+    """Return one to seven waves of a contour; the more of them around it, the flatter."""
+    number = np.arange(1, rng.integers(2, 9))
+    amplitudes = rng.uniform(0.1, 0.5) * rng.normal(size=len(number))
+    amplitudes = amplitudes / number ** rng.uniform(0.3, 1.5)
+    phases = rng.uniform(0, 2 * np.pi, len(number))
+    return tuple(zip(amplitudes.tolist(), phases.tolist(), strict=True))
 
 
 def random_toppings(rng, size: float, room: int) -> Layers:

@@ -5,14 +5,22 @@ work, and every random number comes from the generator of the scene.
 """
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageFilter
+
+from going_modular.drawings.textures import (
+    CELLS,
+    DOTS,
+    FORMULA,
+    formula_pattern,
+    sheet,
+    steep,
+    wave,
+)
 
 Color = tuple[float, float, float]
-TEXTURES = ("blotch", "spots", "marble", "stripes", "lines", "check", "rings", "grains", "beads")
-CELLS, DOTS = 96, 8  # a texture sheet has 96 × 96 cells of 8 × 8 pixels
+ROLES = ("table", "around", "plate", "dish")
 
 
 def rgb(code: str) -> Color:
@@ -27,7 +35,8 @@ class Shape:
 
     Attributes:
         kind: "disc" for an ellipse, "slab" for a rectangle with round corners, "leaf",
-            "ring", or "slice" for a sector with `length` as its radius.
+            "ring", "slice" for a sector with `length` as its radius, or "contour" for an
+            ellipse whose radius goes up and down with the angle.
         length, width: size along x and y.
         corner: radius of a slab's corners, or thickness of a ring.
         opening: angle of a slice in degrees. Above 180 it is a disc with a piece missing.
@@ -35,6 +44,7 @@ class Shape:
         taper: how much narrower the left end is than the middle, and how much wider the
             right end is; between -1 and 1.
         lump: how far the outline deviates, over distances of `lump_size`.
+        waves: of a contour, (amplitude, phase) of two waves around it, of three, and so on.
     """
 
     kind: str
@@ -46,6 +56,7 @@ class Shape:
     taper: float = 0.0
     lump: float = 0.0
     lump_size: float = 0.25
+    waves: tuple[tuple[float, float], ...] = ()
 
     def extent(self, angle: float) -> np.ndarray:
         """Return the largest x and y that the shape can reach when it is turned by an angle."""
@@ -65,6 +76,14 @@ class Shape:
             v = v / (1 + self.taper * np.clip(u / a, -1, 1))
         if self.kind == "disc":
             return (1 - np.sqrt((u / a) ** 2 + (v / b) ** 2)) * min(a, b)
+        if self.kind == "contour":
+            x, y = u / a, v / b
+            angle = np.arctan2(y, x)
+            edge, longest = np.ones_like(angle), 1.0
+            for number, (amplitude, phase) in enumerate(self.waves, start=2):
+                edge += amplitude * np.cos(number * angle + phase)
+                longest += abs(amplitude)
+            return (edge / longest - np.sqrt(x * x + y * y)) * min(a, b)
         if self.kind == "ring":
             r = np.sqrt(u * u + (v * (a / b)) ** 2)
             return self.corner / 2 - np.abs(r - a + self.corner / 2)
@@ -91,7 +110,7 @@ class Material:
             it is 1, the share of `second` is `amount`.
         texture: "blotch", "spots", "marble" for veins, "stripes", "lines" for narrow
             stripes, "check", "rings" for stripes along the outline, "grains" for short
-            strokes, or "beads".
+            strokes, "beads", or "formula" for a pattern of its own; see `formula_pattern`.
         cell: size of the texture's parts along and across the shape. Waves, grains and
             beads use only the first number.
         amount: the largest share of `second` in the mixture.
@@ -100,7 +119,10 @@ class Material:
         bump: how deep the texture's relief is.
         gloss: how strongly the surface reflects the lamp.
         side: color of the sides. Without it they are a darker `rim` or `color`.
-        name: what the material is; see `Scene.names`.
+        name: what the material is, for example "rice".
+        formula: seed of the formula.
+        palette: colors from where the texture is 0 to where it is 1, instead of the two.
+        polish: how small the reflections of the lamp are; 1 is a dull surface.
     """
 
     color: Color
@@ -115,43 +137,9 @@ class Material:
     gloss: float = 0.15
     side: Color | None = None
     name: str = ""
-
-
-@cache
-def sheet(kind: str) -> Image.Image:
-    """Return a large sheet of texture to cut pieces from. It is the same every time.
-
-    "noise" is smooth and random, with details of a third of a cell. "grains" are short
-    strokes in all directions, as long as a cell. "beads" are balls as large as a cell.
-    Values lie between 0 and about 1.
-    """
-    rng = np.random.default_rng(0)
-    side = CELLS * DOTS
-    if kind == "noise":
-        octaves = [
-            Image.fromarray(rng.random((cells, cells), np.float32)) for cells in (CELLS, 3 * CELLS)
-        ]
-        coarse, fine = (
-            np.asarray(octave.resize((side, side), Image.Resampling.BICUBIC)) for octave in octaves
-        )
-        return Image.fromarray(0.72 * coarse + 0.28 * fine)
-    image = Image.new("F", (side, side), 0.15)
-    pen = ImageDraw.Draw(image)
-    count = 3 * CELLS * CELLS if kind == "grains" else 14000
-    x, y, angle, tone = rng.random((4, count))
-    dx, dy = DOTS / 2 * np.cos(angle * np.pi), DOTS / 2 * np.sin(angle * np.pi)
-    x, y, tone = x * side, y * side, 0.4 + 0.6 * tone
-    if kind == "grains":
-        ends = np.stack([x - dx, y - dy, x + dx, y + dy], axis=1)
-        for line, gray in zip(ends.tolist(), tone.tolist(), strict=True):
-            pen.line(line, gray, width=3)
-    else:
-        for part in (0.5, 0.35, 0.2):
-            r = part * DOTS
-            boxes = np.stack([x - r, y - r, x + r, y + r], axis=1).tolist()
-            for box, gray in zip(boxes, (tone - part * 0.6).tolist(), strict=True):
-                pen.ellipse(box, gray)
-    return image
+    formula: int = 0
+    palette: tuple[Color, ...] = ()
+    polish: float = 1.0
 
 
 class Window:
@@ -214,6 +202,10 @@ class Scene:
         canvas: the colors so far, (3, height, width).
         labels: what each pixel shows, as an index of `names`, (height, width).
         names: names of all materials painted so far, beginning with the table.
+        heights: how far above the table each pixel's surface is, in table units. Where a
+            piece shows its side, it is half of its height. (height, width).
+        roles: what each pixel is a part of, as an index of `ROLES`, (height, width).
+        role: that of the pieces painted next.
     """
 
     def __init__(self, rng, size, zoom=1.0, tilt=35.0):
@@ -228,6 +220,9 @@ class Scene:
         self.canvas = np.zeros((3, size[1], size[0]), np.float32)
         self.names = ["table"]
         self.labels = np.zeros((size[1], size[0]), np.uint8)
+        self.heights = np.zeros((size[1], size[0]), np.float32)
+        self.roles = np.zeros((size[1], size[0]), np.uint8)
+        self.role = "table"
 
     def cover(self, material: Material, angle: float) -> None:
         """Fill the whole canvas with the table."""
@@ -280,13 +275,24 @@ class Scene:
         blend(area, self.surface(material, tone, inside), inside)
         if material.name not in self.names:
             self.names.append(material.name)
-        self.labels[window.area[1:]][body > 0] = self.names.index(material.name)
+        here = window.area[1:]
+        self.labels[here][body > 0] = self.names.index(material.name)
+        self.roles[here][body > 0] = ROLES.index(self.role)
+        self.heights[here][body > 0] = base + height / 2
+        self.heights[here][inside > 0] = base + height
 
     def texture(self, window, material, coordinates, inside) -> np.ndarray:
         """Return a material's texture on a window, between 0 and 1."""
         cell, kind = material.cell, material.texture
         if kind in ("grains", "beads"):
             return window.cut(kind, (cell[0], cell[0]), self.rng)
+        if kind == FORMULA:
+            return formula_pattern(
+                material.formula,
+                cell[0],
+                coordinates,
+                lambda cell: window.cut("noise", cell, self.rng),
+            )
         noise = window.cut("noise", cell, self.rng)
         if kind == "marble":
             return steep(1 - np.abs(4 * noise - 2), 2)
@@ -311,6 +317,11 @@ class Scene:
         color = color + np.float32(material.amount) * tone * (
             channels(material.second or material.color) - color
         )
+        if material.palette:
+            stops = np.linspace(0, 1, len(material.palette))
+            color = np.stack(
+                [np.interp(tone, stops, values) for values in zip(*material.palette, strict=True)]
+            ).astype(np.float32)
         relief = tone * np.float32(material.bump * 0.025 * self.unit)
         if inside is not None:
             if material.rim:
@@ -327,7 +338,8 @@ class Scene:
         color *= np.clip(lit, 0.35, 1.5)
         if material.gloss and inside is not None:  # strongest where the slope mirrors the lamp
             off = (right + 0.55 * x) ** 2 + (down + 0.55 * y) ** 2
-            color += np.float32(material.gloss) * np.clip(1 - 2.5 * off, 0, 1) ** 2
+            shine = np.clip(1 - np.float32(2.5 * material.polish) * off, 0, 1) ** 2
+            color += np.float32(material.gloss) * shine
         return color
 
     def develop(self) -> Image.Image:
@@ -354,16 +366,6 @@ class Scene:
 def channels(color) -> np.ndarray:
     """Return three numbers as an array (3, 1, 1) that broadcasts with (height, width)."""
     return np.array(color, np.float32)[:, None, None]
-
-
-def steep(values: np.ndarray, factor: float) -> np.ndarray:
-    """Return values between 0 and 1 with more contrast around 0.5."""
-    return np.clip((values - 0.5) * np.float32(factor) + 0.5, 0, 1)
-
-
-def wave(length: np.ndarray, period: float, noise: np.ndarray) -> np.ndarray:
-    """Return a wave between 0 and 1 along a length. Noise makes it uneven."""
-    return 0.5 + 0.5 * np.sin(np.float32(2 * np.pi / period) * length + 2.5 * noise)
 
 
 def shift(field: np.ndarray, down: int, right: int) -> np.ndarray:

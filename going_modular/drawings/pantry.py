@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from going_modular.drawings.painting import TEXTURES, Color, Material, rgb
+from going_modular.drawings.painting import Color, Material, rgb
+from going_modular.drawings.textures import FORMULA, TEXTURES
 
 
 def plain(color: str, second: str | None = None, **look) -> Material:
@@ -168,19 +169,20 @@ def random_color(rng) -> Color:
 
 
 def random_material(rng) -> Material:
-    """Return a random material, three times in four from the pantry.
+    """Return a random material, two times in three from the pantry, in many looks.
 
     Any other material is named after its texture.
     """
-    if rng.random() < 0.75:
-        return varied(rng, pick(rng, PANTRY[pick(rng, list(PANTRY))]))
-    cell = np.exp(rng.uniform(np.log(0.02), np.log(0.3), 2))
+    polish = float(np.exp(rng.uniform(0, 2))) if rng.random() < 0.4 else 1.0
+    if rng.random() < 0.67:
+        return replace(other_light(rng, random_ingredient(rng)), polish=polish)
     color = random_color(rng)
-    near = tuple(np.clip(np.array(color) + rng.normal(0, 0.15, 3), 0, 1))
-    texture = pick(rng, TEXTURES)
+    second = nearby(rng, color, 0.15) if rng.random() < 0.6 else random_color(rng)
+    texture = FORMULA if rng.random() < 0.5 else pick(rng, TEXTURES)
+    cell = np.exp(rng.uniform(np.log(0.02), np.log(0.3), 2))
     return Material(
         color,
-        near if rng.random() < 0.6 else random_color(rng),
+        second,
         texture,
         (float(cell[0]), float(cell[0] if rng.random() < 0.5 else cell[1])),
         amount=rng.uniform(0.2, 1),
@@ -188,6 +190,53 @@ def random_material(rng) -> Material:
         rim_width=rng.uniform(0.01, 0.08),
         bevel=rng.uniform(0.01, 0.15),
         bump=rng.uniform(-0.5, 1.5),
-        gloss=rng.uniform(0, 0.5) * (rng.random() < 0.6),
+        gloss=rng.uniform(0, 0.7) * (rng.random() < 0.6),
         name=texture,
+        formula=random_formula(rng),
+        palette=random_palette(rng, color) if texture == FORMULA else (),
+        polish=polish,
+    )
+
+
+def random_ingredient(rng) -> Material:
+    """Return an ingredient, now and then with a fine structure that it never has."""
+    material = varied(rng, pick(rng, PANTRY[pick(rng, list(PANTRY))]))
+    if rng.random() < 0.15:
+        material = replace(material, texture=FORMULA, formula=random_formula(rng))
+    return material
+
+
+def random_formula(rng) -> int:
+    """Return the seed of a formula."""
+    return int(rng.integers(1 << 30))
+
+
+def random_palette(rng, first: Color) -> tuple[Color, ...]:
+    """Return two to four colors in any order, most of them near the first."""
+    others = [
+        random_color(rng) if rng.random() < 0.35 else nearby(rng, first, 0.1, rng.uniform(0.4, 1.5))
+        for _ in range(rng.integers(1, 4))
+    ]
+    colors = [first, *others]
+    return tuple(colors[i] for i in rng.permutation(len(colors)))
+
+
+def nearby(rng, color: Color, spread: float, brightness: float = 1.0) -> Color:
+    """Return a color near another one."""
+    red, green, blue = np.clip(np.array(color) * brightness + rng.normal(0, spread, 3), 0, 1)
+    return float(red), float(green), float(blue)
+
+
+def other_light(rng, material: Material) -> Material:
+    """Return a material as it looks lighter or darker, and with another tint."""
+    change = rng.normal(1, 0.1) * np.exp(rng.normal(0, 0.04, 3))
+
+    def shade(color):
+        return tuple(np.clip(np.array(color) * change, 0, 1).tolist())
+
+    return replace(
+        material,
+        color=shade(material.color),
+        second=shade(material.second),
+        rim=material.rim and shade(material.rim),
     )

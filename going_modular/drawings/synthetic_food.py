@@ -31,18 +31,30 @@ from going_modular.drawings.dishes import (
     place,
     place_layers,
     random_dish,
+    random_piece,
     ring,
     strip,
 )
-from going_modular.drawings.painting import TEXTURES, Material, Scene, Shape
-from going_modular.drawings.pantry import MASH, PANTRY, SALAD, SAUCE, TOMATO, pick, plain
+from going_modular.drawings.painting import Material, Scene, Shape
+from going_modular.drawings.pantry import (
+    MASH,
+    PANTRY,
+    SALAD,
+    SAUCE,
+    TOMATO,
+    pick,
+    plain,
+    random_material,
+)
+from going_modular.drawings.textures import FORMULA, TEXTURES
 from going_modular.images.checksums import differences, list_checksums, move_aside
 from going_modular.utils import atomic_write, project_path
 
 # Everything that a random dish may show; see `Scene.names`. Pretraining numbers these
-# names by position, so a new order would spoil the weights.
+# names by position, so a new order makes another task.
 NAMES = (
     "table",
+    FORMULA,
     *TEXTURES,
     *PANTRY,
     "crockery",
@@ -166,6 +178,15 @@ def place_clutter(scene: Scene, dish: str | int) -> None:
             place(scene, piece, near, along + rng.normal(0, 0.05))
 
 
+def place_anything(scene: Scene) -> None:
+    """Put one to four random pieces around the middle of the table."""
+    rng = scene.rng
+    for _ in range(rng.integers(1, 5)):
+        far, way = rng.uniform(0.7, 1.7), rng.uniform(0, 2 * np.pi)
+        piece = random_piece(rng, rng.uniform(0.2, 1.0), room=6)
+        place(scene, piece, (far * np.cos(way), far * np.sin(way)), rng.uniform(0, 2 * np.pi))
+
+
 def draw(dish: str | int, rng, size: int | tuple[int, int] = 512) -> Image.Image:
     """Return a picture of a dish; see `draw_scene`."""
     return draw_scene(dish, rng, size).develop()
@@ -190,19 +211,28 @@ def draw_scene(dish: str | int, rng, size: int | tuple[int, int]) -> Scene:
         )
     size = (size, size) if isinstance(size, int) else size
     layers = RECIPES[dish](rng) if isinstance(dish, str) else random_dish(dish)
-    # Dishes with a name look like photos. Random dishes are nearer, because pretraining
-    # asks what each patch shows.
-    log_zoom = (-0.3, 0.4) if isinstance(dish, str) else (-0.1, 0.7)
-    zoom = np.exp(rng.uniform(*log_zoom))
+    # Dishes with a name look like photos. Random dishes teach how to see: they are nearer
+    # and farther, now and then on a table of anything, and among things that are no food.
+    is_random = not isinstance(dish, str)
+    zoom = np.exp(rng.uniform(-0.3, 0.9) if is_random else rng.uniform(-0.3, 0.4))
     scene = Scene(rng, size, zoom, tilt=rng.uniform(0, 52))
-    scene.cover(random_table(rng), rng.uniform(0, np.pi))
+    table = random_table(rng)
+    if is_random and rng.random() < 0.2:
+        table = replace(random_material(rng), name="table", rim=None)
+    scene.cover(table, rng.uniform(0, np.pi))
+    scene.role = "around"
     place_clutter(scene, dish)
+    if is_random and rng.random() < 0.3:
+        place_anything(scene)
     plate = random_plate(rng, dish)
     angle = rng.normal(0, 0.25) if dish == "sushi" else rng.uniform(0, 2 * np.pi)
-    if plate is None:
-        place_layers(scene, layers, Shape("disc", 1.9, 1.9), (0.0, 0.0), angle, 0.0)
-    else:
-        place(scene, replace(plate, layers=plate.layers + layers), (0.0, 0.0), angle)
+    below, height = Shape("disc", 1.9, 1.9), 0.0  # the bare table
+    if plate is not None:
+        below, height = plate.shape, plate.height
+        scene.role = "plate"
+        place(scene, plate, (0.0, 0.0), angle)
+    scene.role = "dish"
+    place_layers(scene, layers, below, (0.0, 0.0), angle, height)
     return scene
 
 
@@ -287,26 +317,36 @@ def make_food_dataset(root: str | Path, seed: int = 42) -> Path:
 
 def draw_food(folder: Path, seed: int) -> None:
     """Draw `train/`, `test/` and `custom.jpg` into a folder."""
-    names = [
+    names = file_names()
+    for parent in {(folder / name).parent for name in names}:
+        parent.mkdir(parents=True, exist_ok=True)
+
+    def draw_file(name: str) -> None:
+        scene = food_scene(name, seed)
+        scene.develop().save(folder / name, quality=int(scene.rng.integers(75, 96)))
+
+    # NumPy and Pillow release Python's lock, so threads draw at the same time.
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        drawn = pool.map(draw_file, names)
+        list(tqdm(drawn, "drawing", len(names), leave=False, file=sys.stdout))
+    rng = np.random.default_rng([seed, CUSTOM_NUMBER])
+    draw("pizza", rng, (768, 1024)).save(folder / CUSTOM, quality=90)
+
+
+def file_names() -> list[str]:
+    """Return the names of the twin's 300 files, as "train/pizza/000.jpg"."""
+    return [
         f"{part}/{dish}/{number:03}.jpg"
         for part, counts in COUNTS.items()
         for dish, count in counts.items()
         for number in range(count)
     ]
-    for parent in {(folder / name).parent for name in names}:
-        parent.mkdir(parents=True, exist_ok=True)
 
-    def draw_file(number: int, name: str) -> None:
-        rng = np.random.default_rng([seed, number])
-        picture = draw(Path(name).parent.name, rng, photo_size(rng))
-        picture.save(folder / name, quality=int(rng.integers(75, 96)))
 
-    # NumPy and Pillow release Python's lock, so threads draw at the same time.
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        drawn = pool.map(draw_file, range(len(names)), names)
-        list(tqdm(drawn, "drawing", len(names), leave=False, file=sys.stdout))
-    rng = np.random.default_rng([seed, CUSTOM_NUMBER])
-    draw("pizza", rng, (768, 1024)).save(folder / CUSTOM, quality=90)
+def food_scene(name: str, seed: int = 42) -> Scene:
+    """Return the scene of one of the twin's files. It knows what each pixel shows."""
+    rng = np.random.default_rng([seed, file_names().index(name)])
+    return draw_scene(Path(name).parent.name, rng, photo_size(rng))
 
 
 def photo_size(rng) -> tuple[int, int]:
@@ -335,7 +375,7 @@ def changed_drawings(root: Path) -> list[str]:
 
 def signature(seed: int) -> str:
     """Return in digits what the drawings depend on: the seed, and the code that draws."""
-    modules = ("painting", "pantry", "dishes", "synthetic_food")
+    modules = ("textures", "painting", "pantry", "dishes", "synthetic_food")
     files = (Path(__file__).with_name(f"{module}.py") for module in modules)
     code = "".join(drawing_code(file.read_text(encoding="utf-8")) for file in files)
     return f"seed {seed}, code {hashlib.sha256(code.encode()).hexdigest()}"

@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.checkpoint.stateful import Stateful
 
 from going_modular.training.distributed import (
+    Optimizers,
     full_state_dicts,
     gather_objects,
     load_full_state_dicts,
@@ -68,11 +69,7 @@ class Checkpoint:
         self.may_grow, self.remarks = may_grow, remarks or {}
 
     def save(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        method: HasState,
-        progress: Stateful,
+        self, model: nn.Module, optimizer: Optimizers, method: HasState, progress: Stateful
     ) -> None:
         """Write everything. The file is the old one or the new one, never half of it.
 
@@ -94,11 +91,7 @@ class Checkpoint:
                 torch.save(state, unfinished)
 
     def load(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        method: HasState,
-        progress: Stateful,
+        self, model: nn.Module, optimizer: Optimizers, method: HasState, progress: Stateful
     ) -> dict | None:
         """Restore what was saved, and return the state of the random generators then.
 

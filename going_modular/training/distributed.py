@@ -26,6 +26,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default
 from going_modular.utils import get_device
 
 SHARDINGS = ("ddp", "fsdp")
+Optimizers = torch.optim.Optimizer | list[torch.optim.Optimizer]
 
 
 def process_count() -> int:
@@ -140,7 +141,7 @@ def sync_gradients(model: nn.Module, wanted: bool) -> Iterator[None]:
         yield
 
 
-def full_state_dicts(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict, dict]:
+def full_state_dicts(model: nn.Module, optimizer: Optimizers) -> tuple[dict, dict]:
     """The state_dicts of a model and its optimizer, on the CPU, as one process has them.
 
     All processes have to call this; of a sharded model only process 0 gets them.
@@ -154,7 +155,7 @@ def full_state_dict(model: nn.Module) -> dict[str, Any]:
 
 
 def load_full_state_dicts(
-    model: nn.Module, optimizer: torch.optim.Optimizer, states: tuple[dict, dict]
+    model: nn.Module, optimizer: Optimizers, states: tuple[dict, dict]
 ) -> None:
     """Load what `full_state_dicts` gave, on all processes."""
     weights, optimizer_state = states
