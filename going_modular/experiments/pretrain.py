@@ -187,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--drawings", type=positive, default=80_000)
     parser.add_argument("--images", type=positive, default=1_000_000, help="crops seen in all")
     parser.add_argument("--batch-size", type=positive, default=128)
-    parser.add_argument("--lr", type=float, default=3e-3, help="the largest learning rate")
+    parser.add_argument("--lr", type=float, default=4e-3, help="the largest learning rate of Muon")
     parser.add_argument("--save-every", type=positive, default=500, help="steps")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
     parser.add_argument(

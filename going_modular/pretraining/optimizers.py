@@ -3,7 +3,8 @@
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) makes each step of a
 matrix orthogonal: it moves in all directions alike, and not only in the few in which its
 gradients are large. Liu et al., *Muon is Scalable for LLM Training* (arXiv 2502.16982),
-scale the steps to the size of AdamW's, so that both share one rate and one weight decay.
+scale the steps to the size of AdamW's, so that rates and weight decay have the same
+meaning for both.
 """
 
 import torch
@@ -12,9 +13,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from going_modular.training.recipes import Recipe, build_scheduler, parameter_groups
 
+ADAMW_RATE = 0.4  # of AdamW, for a rate of 1 of Muon
+
 
 def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of `model.backbone.encoder`, and AdamW for all other parameters."""
+    """Muon for the matrices of `model.backbone.encoder`, AdamW for all other parameters."""
     encoder = model.get_submodule("backbone.encoder")
     hidden = [parameter for parameter in encoder.parameters() if parameter.ndim == 2]
     is_hidden = {id(parameter) for parameter in hidden}
@@ -23,7 +26,7 @@ def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optim
         for group in parameter_groups(model, recipe)
     ]
     muon = torch.optim.Muon(hidden, recipe.lr, recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(others, recipe.lr, betas=recipe.betas, fused=True)]
+    return [muon, torch.optim.AdamW(others, ADAMW_RATE * recipe.lr, betas=recipe.betas, fused=True)]
 
 
 class Schedules:
