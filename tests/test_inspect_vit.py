@@ -17,6 +17,7 @@ from going_modular.vit.inspect import (
     cover,
     embedding_filters,
     grid_of,
+    light_on,
     mean_attention_distance,
     occlusion_sensitivity,
     patch_distances,
@@ -156,6 +157,18 @@ def test_class_attention_is_row_0_or_the_mean_of_all_rows():
     assert_close(picture[1, 0], torch.stack([row for row in maps[1]]).mean(0))
     with pytest.raises(ValueError, match="5 tokens are not a grid of 2 x 3 = 6"):
         class_attention(maps, (2, 3))
+
+
+def test_light_on_a_mask_is_1_for_even_light_and_counted_by_hand_for_other():
+    mask = torch.zeros(2, 2, 4)
+    mask[0, 0, :2] = 1  # two of eight patches
+    mask[1, 1, 3] = 0.5  # half of one
+    assert_close(light_on(torch.full((2, 2, 4), 0.3), mask), torch.ones(2))
+    light = torch.zeros(2, 2, 4)
+    light[:, 0, 0], light[:, 1, 3] = 3, 1
+    assert_close(light_on(light, mask), torch.tensor([0.75 / 0.25, 0.125 / 0.0625]))
+    with pytest.raises(ValueError, match="nothing belongs to one of the masks"):
+        light_on(light, torch.zeros(2, 2, 4))
 
 
 def test_tokens_that_are_not_those_of_a_grid():

@@ -153,6 +153,25 @@ def class_attention(
     return rows[..., before:].unflatten(-1, grid)
 
 
+def light_on(light: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """How much brighter than the whole image a mask is lit: 1 if the light is even.
+
+    It is the share of the light that falls on the mask, divided by the mask's share of the
+    image.
+
+    Shapes: light, as of `class_attention`, and mask, the share of each patch that belongs
+    to it: (..., rows, columns) both -> (...).
+
+    Raises:
+        ValueError: if a mask is empty.
+    """
+    share = mask.mean(dim=(-2, -1))
+    if not share.all():
+        raise ValueError("nothing belongs to one of the masks: give images that show the object")
+    on_mask = (light * mask).sum(dim=(-2, -1)) / light.sum(dim=(-2, -1))
+    return on_mask / share
+
+
 @torch.inference_mode()
 def read_by_head(vit: ViT, images: torch.Tensor, interpolate: bool = False) -> torch.Tensor:
     """How much of each token the head reads: a weighted mean of the last layer's tokens.
