@@ -4,32 +4,25 @@ import argparse
 import json
 import signal
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from tiny_vit import TINY
 
 from going_modular.drawings.painting import ROLES
 from going_modular.drawings.synthetic_food import NAMES, draw_scene
 from going_modular.experiments import pretrain
-from going_modular.model_builder import ViT, ViTConfig
+from going_modular.model_builder import ViT
 from going_modular.pretraining import shards, teacher, views
 from going_modular.pretraining.optimizers import build_optimizers
 from going_modular.training.recipes import Recipe
 from going_modular.vit.backbones import statistics_of
 from going_modular.vit.weights import load_vit
 
-SMALL = ViTConfig(
-    image_size=32,
-    patch_size=8,
-    embedding_dim=24,
-    num_layers=2,
-    num_heads=3,
-    mlp_dim=48,
-    num_classes=0,
-    dropout=0.0,
-)
+SMALL = replace(TINY, num_classes=0, dropout=0.0)
 OPTIONS = {
     "drawings": 24,
     "images": 80,

@@ -17,9 +17,16 @@ from sklearn.preprocessing import StandardScaler
 from going_modular import data_setup
 from going_modular.drawings import pantry, synthetic_food
 from going_modular.drawings.dishes import RECIPES, random_dish
-from going_modular.drawings.painting import Material, Scene, Shape
+from going_modular.drawings.painting import ROLES, Material, Scene, Shape
 from going_modular.drawings.pantry import PANTRY
-from going_modular.drawings.synthetic_food import NAMES, draw, draw_scene, make_food_dataset
+from going_modular.drawings.synthetic_food import (
+    NAMES,
+    draw,
+    draw_scene,
+    food_scene,
+    make_food_dataset,
+)
+from going_modular.drawings.textures import formula_pattern
 from going_modular.images.checksums import read_checksums
 from going_modular.images.reading import load_image
 
@@ -276,9 +283,9 @@ def test_colors_alone_tell_as_much_as_they_do_for_photos(drawn):
 # The painter
 
 
-@pytest.mark.parametrize("kind", ["disc", "slab", "leaf", "ring", "slice"])
+@pytest.mark.parametrize("kind", ["disc", "slab", "leaf", "ring", "slice", "contour"])
 def test_distances_are_positive_inside_and_negative_beyond_the_extent(kind):
-    shape = Shape(kind, 0.8, 0.5, opening=100)
+    shape = Shape(kind, 0.8, 0.5, opening=100, waves=((0.3, 1.0), (-0.2, 2.0)))
     x, y = shape.extent(0.0) + 1e-3
     assert (shape.distance(np.array([-x, x, 0, 0]), np.array([0, 0, -y, y])) < 0).all()
     u, v = np.meshgrid(np.linspace(-x, x, 101), np.linspace(-y, y, 101))
@@ -290,6 +297,49 @@ def test_distances_are_positive_inside_and_negative_beyond_the_extent(kind):
         turned_y = u * np.sin(angle) + v * np.cos(angle)
         assert np.abs(turned_x[inside > 0]).max() <= wide + 1e-6
         assert np.abs(turned_y[inside > 0]).max() <= high + 1e-6
+
+
+def test_a_contour_without_waves_is_an_ellipse_and_two_waves_make_it_symmetric():
+    u, v = np.meshgrid(np.linspace(-0.5, 0.5, 21), np.linspace(-0.5, 0.5, 21))
+    ellipse, plain = (Shape(kind, 0.8, 0.5).distance(u, v) for kind in ("disc", "contour"))
+    np.testing.assert_allclose(plain, ellipse, atol=1e-12)
+    waved = Shape("contour", 0.8, 0.8, waves=((0.4, 0.0),)).distance(u, v)
+    np.testing.assert_allclose(waved, waved[::-1, ::-1], atol=1e-12)
+    assert waved[10, -3] > waved[-3, 10]  # longer along x, where the first wave is high
+
+
+def test_a_formula_is_one_pattern_for_each_seed():
+    def noise_of(cell):
+        return np.random.default_rng(round(1e6 * cell[0])).random((20, 20), np.float32)
+
+    coordinates = np.meshgrid(np.linspace(0, 1, 20), np.linspace(0, 1, 20))
+    one, again, *others = (
+        formula_pattern(seed, 0.1, coordinates, noise_of) for seed in (5, 5, *range(6, 40))
+    )
+    assert np.array_equal(one, again) and not any(np.array_equal(one, other) for other in others)
+    assert all(0 <= pattern.min() and pattern.max() <= 1 for pattern in (one, *others))
+
+
+def test_roles_and_heights_are_those_of_what_lies_on_top():
+    scene = Scene(np.random.default_rng(0), (80, 80), tilt=0)
+    scene.role = "plate"
+    scene.paint(Shape("disc", 1.5, 1.5), Material((1.0, 1.0, 1.0)), height=0.1)
+    scene.role = "dish"
+    scene.paint(Shape("disc", 0.6, 0.6), Material((1.0, 0.0, 0.0)), base=0.1, height=0.2)
+    assert scene.roles[0, 0] == ROLES.index("table") and scene.heights[0, 0] == 0
+    assert np.isclose(scene.heights[scene.roles == ROLES.index("plate")], 0.1).all()
+    dish = scene.roles == ROLES.index("dish")
+    assert np.isclose(scene.heights[dish], 0.3).all()
+    assert abs(dish.sum() / scene.unit**2 - np.pi * 0.3**2) < 0.03
+
+
+@pytest.mark.parametrize("name", ["test/pizza/003.jpg", "train/steak/010.jpg"])
+def test_the_scene_of_a_file_is_what_the_file_shows(drawn, name):
+    scene = food_scene(name)
+    with Image.open(drawn.train_dir.parent / name) as file:
+        apart = np.abs(np.asarray(file).astype(int) - np.asarray(scene.develop()))
+    assert apart.mean() < 5  # JPEG
+    assert 0.05 < (scene.roles == ROLES.index("dish")).mean() < 0.95
 
 
 def test_a_round_piece_seen_from_above_covers_its_area():

@@ -472,18 +472,7 @@ RECIPES: dict[str, Callable[..., Layers]] = {"pizza": pizza, "steak": steak, "su
 
 def random_shape(rng, size: float) -> Shape:
     """Return a random shape, about `size` long."""
-    kinds = [
-        "disc",
-        "disc",
-        "slab",
-        "slab",
-        "leaf",
-        "ring",
-        "slice",
-        "contour",
-        "contour",
-        "contour",
-    ]
+    kinds = ["disc"] * 2 + ["slab"] * 2 + ["leaf", "ring", "slice"] + ["contour"] * 3
     kind = pick(rng, kinds)
     width = size * rng.uniform(0.25, 1.0)
     if kind in ("ring", "slice") or rng.random() < 0.25:

@@ -70,8 +70,8 @@ def formula_pattern(
 ) -> np.ndarray:
     """Return the pattern of a random formula: noise, changed by two to four random steps.
 
-    One seed is one formula, as one shader is; Baradad et al., *Procedural Image Programs
-    for Representation Learning* (arXiv 2211.16412), show how much such patterns teach.
+    One seed is one formula. Baradad et al., *Procedural Image Programs for Representation
+    Learning* (arXiv 2211.16412), train networks on pictures that such programs draw.
 
     Args:
         seed: of the formula.

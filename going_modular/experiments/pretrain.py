@@ -1,4 +1,4 @@
-"""Pretrain a small ViT on drawn dishes, as the file in `pretrained/` was made.
+"""Pretrain a small ViT on drawn dishes. The file in `pretrained/` is still an older version's.
 
 python -m going_modular.experiments.pretrain
 
@@ -185,7 +185,7 @@ def add_entry(progress: PretrainingProgress, batch_size: int, held_out: dict[str
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_parser("pretrain", "Pretrain a small ViT on drawn dishes")
     parser.add_argument("--drawings", type=positive, default=80_000)
-    parser.add_argument("--images", type=positive, default=1_000_000, help="crops seen in all")
+    parser.add_argument("--images", type=positive, default=850_000, help="crops seen in all")
     parser.add_argument("--batch-size", type=positive, default=128)
     parser.add_argument("--lr", type=float, default=4e-3, help="the largest learning rate of Muon")
     parser.add_argument("--save-every", type=positive, default=500, help="steps")

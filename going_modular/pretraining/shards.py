@@ -1,7 +1,7 @@
 """Drawings of random dishes, with the truth about every pixel, kept in shards.
 
-A shard is a tar file of 1000 drawings in the layout of WebDataset: `000042.jpg` is
-drawing 42, and `000042.png` says what each of its pixels shows. Nobody has to label
+A shard is a tar file of 1000 drawings in the layout of WebDataset: `0000042.jpg` is
+drawing 42, and `0000042.png` says what each of its pixels shows. Nobody has to label
 that, because the program that paints a pixel knows what it paints.
 """
 
@@ -71,8 +71,10 @@ def draw_shards(count: int, folder: Path) -> list[Path]:
         raise ValueError(f"drawings must be a multiple of {SHARD}, got {count}")
     paths = [folder / f"drawings_{start:07}.tar" for start in range(0, count, SHARD)]
     missing = [path for path in paths if not path.is_file()]
+    if not missing:
+        return paths
     with Pool(os.cpu_count()) as pool:
-        for path in tqdm(missing, "drawing shards", disable=not missing, file=sys.stdout):
+        for path in tqdm(missing, "drawing shards", file=sys.stdout):
             start = int(path.stem.rsplit("_")[-1])
             numbers = range(start, start + SHARD)
             drawings = pool.imap(draw_numbered, numbers, chunksize=16)
