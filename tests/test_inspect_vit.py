@@ -12,7 +12,9 @@ from torch.testing import assert_close
 
 from going_modular.vit.inspect import (
     attention_maps,
+    attention_relevance,
     attention_rollout,
+    attention_weights,
     class_attention,
     cover,
     embedding_filters,
@@ -147,6 +149,55 @@ def test_rollout_halves_the_residual_with_each_layer():
     maps = torch.zeros(6, 1, 3, 3)
     maps[..., 0] = 1
     assert_close(attention_rollout(maps)[1], torch.tensor([1 - 2**-6, 2**-6, 0]))
+
+
+# Relevance
+
+
+def relevance_by_autograd(vit, images, head, classes):
+    """Equations 5 and 6 of Chefer et al., with A as a part of the graph."""
+    z, maps = vit.embed(images), []
+    for block in vit.encoder:
+        q, k, v = block.attention.queries_keys_values(block.attention_norm(z))
+        maps.append(attention_weights(q, k))
+        z = z + block.attention.projection((maps[-1] @ v).transpose(1, 2).flatten(2))
+        z = z + block.mlp(block.mlp_norm(z))
+    read = vit.norm(z)
+    logits = head(read[:, 0] if vit.config.num_class_tokens else read.mean(dim=1))
+    gradients = torch.autograd.grad(logits[torch.arange(len(images)), classes].sum(), maps)
+    R = torch.eye(maps[0].shape[-1]).expand(len(images), -1, -1)
+    for A, gradient in zip(maps, gradients, strict=True):
+        R = R + (A * gradient).clamp(min=0).mean(dim=1) @ R
+    return R.detach()
+
+
+@each_kind
+def test_relevance_is_attention_times_its_gradient(changes):
+    vit = tiny_vit(num_classes=0, **changes)
+    head, images = nn.Linear(vit.config.embedding_dim, 5), images_for(vit)
+    classes = torch.tensor([4, 0, 2])
+    expected = relevance_by_autograd(vit, images, head, classes)
+    assert (expected - torch.eye(expected.shape[-1])).max() > 1e-3  # it is not the identity
+    assert_close(attention_relevance(vit, images, head, classes), expected)
+    with torch.inference_mode():  # as in a notebook's cell
+        assert_close(attention_relevance(vit, images, head, classes), expected)
+
+
+def test_relevance_explains_the_predicted_class_of_a_frozen_model_by_default():
+    vit = tiny_vit(num_classes=5).requires_grad_(False)
+    images = images_for(vit)
+    predicted = vit(images).argmax(dim=1)
+    by_default = attention_relevance(vit, images)
+    assert_close(by_default, attention_relevance(vit, images, classes=predicted))
+    assert not torch.equal(by_default, attention_relevance(vit, images, classes=4 - predicted))
+    assert not any(block.attention._forward_pre_hooks for block in vit.encoder)
+
+
+def test_nothing_is_relevant_to_a_head_that_reads_nothing():
+    vit = tiny_vit(num_classes=5)
+    nn.init.zeros_(vit.head.weight)
+    relevance = attention_relevance(vit, images_for(vit))
+    assert_close(relevance, torch.eye(relevance.shape[-1]).expand_as(relevance))
 
 
 def test_class_attention_is_row_0_or_the_mean_of_all_rows():

@@ -41,6 +41,15 @@ def test_a_probe_is_fitted_to_training_features_alone():
     assert probe(lying, labels, split, C=10) == 0
 
 
+def test_few_images_of_each_class_are_drawn_anew_and_all_others_test():
+    labels = torch.arange(24) % 3
+    draws = [transfer.few_of_each(labels, draw) for draw in (0, 1, 0)]
+    for train, held_out in draws:
+        assert labels[train].bincount().tolist() == [5, 5, 5]
+        assert sorted(train + held_out) == list(range(24))
+    assert draws[0] == draws[2] != draws[1]
+
+
 def test_finetuning_starts_at_the_probe(images, monkeypatch):
     """Without any training, the model answers as the probe on its features does."""
     monkeypatch.setattr(transfer, "train_all", lambda *arguments: None)
@@ -95,3 +104,13 @@ def test_the_command_prints_five_seeds_and_the_published_split(
     assert "random pictures" in printed
     assert "0.500 ± 0.000 (seeds 0-4: 0.500 0.500 0.500 0.500 0.500)" in printed
     assert printed.splitlines()[-1] == "published split: 0.100"
+
+
+def test_the_command_prints_mean_and_spread_of_all_draws(images, monkeypatch, capsys, tmp_path):
+    food = FoodImages(tmp_path, tmp_path, None, "made up")
+    monkeypatch.setattr(transfer.data_setup, "get_food_images", lambda: food)
+    monkeypatch.setattr(transfer, "read_in_backbones_transform", lambda food: images)
+    features = images.labels.numpy()[:, None] + 0.0
+    monkeypatch.setattr(transfer, "backbone_features", lambda images: features)
+    transfer.main(["few"])
+    assert "5 images of each class, 10 draws: 1.000 ± 0.000" in capsys.readouterr().out

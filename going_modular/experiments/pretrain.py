@@ -42,7 +42,7 @@ CONFIG = ViTConfig(
     image_size=112,
     patch_size=8,
     embedding_dim=192,
-    num_layers=12,
+    num_layers=8,
     num_heads=3,
     mlp_dim=768,
     num_classes=0,
@@ -184,7 +184,7 @@ def add_entry(progress: PretrainingProgress, batch_size: int, held_out: dict[str
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_parser("pretrain", "Pretrain a small ViT on drawn dishes")
-    parser.add_argument("--drawings", type=positive, default=80_000)
+    parser.add_argument("--drawings", type=positive, default=40_000)
     parser.add_argument("--images", type=positive, default=850_000, help="crops seen in all")
     parser.add_argument("--batch-size", type=positive, default=128)
     parser.add_argument("--lr", type=float, default=4e-3, help="the largest learning rate of Muon")

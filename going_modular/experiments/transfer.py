@@ -2,6 +2,7 @@
 
     python -m going_modular.experiments.transfer choose    # settings, within the 225
     python -m going_modular.experiments.transfer probe     # the ViT frozen, a linear probe
+    python -m going_modular.experiments.transfer few       # the same from 5 images a class
     python -m going_modular.experiments.transfer finetune  # all of its weights trained
     python -m going_modular.experiments.transfer scratch   # no pretraining, chapter's recipe
 
@@ -51,6 +52,8 @@ SEEDS = range(5)
 SQUARE = 128  # pixels of the images for fine-tuning; crops of 112 are taken from them
 # Chosen by `choose`, for drawings and photos together
 PROBE_C = 0.01  # 1 / the penalty on the weights
+FEW_C = 0.1  # not chosen
+SHOTS, DRAWS = 5, 10
 FINETUNE_LR = 3e-4
 FINETUNE_EPOCHS = 10
 
@@ -232,6 +235,23 @@ def print_probe(food: FoodImages) -> None:
     print(f"published split: {probe(features, labels, published_split(images)):.3f}")
 
 
+def print_few(food: FoodImages) -> None:
+    """Print the accuracy of probes on few images of each class, by draw."""
+    images = read_in_backbones_transform(food)
+    features, labels = backbone_features(images), images.labels
+    runs = [probe(features, labels, [few_of_each(labels, draw)], FEW_C) for draw in range(DRAWS)]
+    mean, spread = statistics.mean(runs), statistics.stdev(runs)
+    print(f"{SHOTS} images of each class, {DRAWS} draws: {mean:.3f} ± {spread:.3f}")
+
+
+def few_of_each(labels: torch.Tensor, draw: int) -> Split:
+    """`SHOTS` images of each class to train on, other ones for each draw; the rest to test."""
+    order = np.random.default_rng(draw).permutation(len(labels))
+    shuffled = labels.numpy()[order]
+    train = np.concatenate([order[shuffled == c][:SHOTS] for c in np.unique(shuffled)])
+    return Split(train.tolist(), np.setdiff1d(order, train).tolist())
+
+
 def print_finetune(food: FoodImages) -> None:
     """Print the accuracy of our ViT, fine-tuned."""
     images = read_images(food, square(SQUARE))
@@ -269,6 +289,7 @@ def only_training(images: Images) -> Images:
 COMMANDS: dict[str, Callable[[FoodImages], None]] = {
     "choose": choose,
     "probe": print_probe,
+    "few": print_few,
     "finetune": print_finetune,
     "scratch": print_scratch,
 }

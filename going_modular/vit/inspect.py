@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from going_modular.model_builder import TransformerEncoderBlock, ViT
 from going_modular.vit.descendant_config import DescendantConfig
@@ -85,18 +86,29 @@ def attention_maps(vit: ViT, images: torch.Tensor, interpolate: bool = False) ->
     Raises:
         TypeError: if the encoder is not made of our blocks.
     """
-    vit.eval()
-    z, maps = vit.embed(images, interpolate), []
+    z, maps = vit.eval().embed(images, interpolate), []
+    for block in blocks_of(vit):
+        q, k, _ = block.attention.queries_keys_values(block.attention_norm(z))
+        maps.append(attention_weights(q, k))
+        z = block(z)
+    return torch.stack(maps, dim=1)
+
+
+def blocks_of(vit: ViT) -> list[TransformerEncoderBlock]:
+    """The blocks of the encoder.
+
+    Raises:
+        TypeError: if one of them is not one of ours.
+    """
+    blocks = []
     for block in vit.encoder:
         if not isinstance(block, TransformerEncoderBlock):
             raise TypeError(
                 f"attention maps need an encoder of TransformerEncoderBlocks, got a "
                 f"{type(block).__name__}: load its weights into our ViT with load_vit"
             )
-        q, k, _ = block.attention.queries_keys_values(block.attention_norm(z))
-        maps.append(attention_weights(q, k))
-        z = block(z)
-    return torch.stack(maps, dim=1)
+        blocks.append(block)
+    return blocks
 
 
 def attention_weights(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -121,6 +133,62 @@ def attention_rollout(maps: torch.Tensor) -> torch.Tensor:
     for layer in range(1, layers.shape[-3]):
         rollout = layers[..., layer, :, :] @ rollout
     return rollout
+
+
+def attention_relevance(
+    vit: ViT,
+    images: torch.Tensor,
+    head: nn.Module | None = None,
+    classes: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """How much each input token speaks for a class: attention times its gradient.
+
+    Attention says how much a token takes, and not what the answer makes of it. So each
+    weight of A is multiplied by the gradient of the class's logit with respect to it. A
+    negative product speaks against the class and counts as zero. With the mean over the
+    heads, Ā, each layer adds what it mixes: R = R + Ā R, from R = I on. These are
+    equations 5 and 6 of Chefer et al. (arXiv 2103.15679). Rows do not sum to 1.
+
+    The forward pass is the model's own: with y = A v, the gradient of A is that of y
+    times vᵀ. The model is put into evaluation mode.
+
+    Shapes: (B, C, H, W) -> (B, T, T), to be drawn like a rollout with `class_attention`.
+
+    Args:
+        head: from what the ViT returns to logits (B, K), if it has no head of its own.
+        classes: (B,), which class to explain for each image; by default the predicted one.
+
+    Raises:
+        TypeError: if the encoder is not made of our blocks.
+    """
+    mixed, parts = [], []  # for each layer: A v, and (q, k, v)
+    hooks = []
+    for block in blocks_of(vit.eval()):
+        attention = block.attention
+        hooks += [
+            attention.register_forward_pre_hook(
+                lambda module, inputs: parts.append(module.queries_keys_values(inputs[0].detach()))
+            ),
+            attention.projection.register_forward_pre_hook(
+                lambda module, inputs: mixed.append(inputs[0])
+            ),
+        ]
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            pixels = images.detach().clone().requires_grad_()  # also where weights are frozen
+            logits = vit(pixels) if head is None else head(vit(pixels))
+            chosen = logits.argmax(dim=1) if classes is None else classes
+            score = logits.gather(1, chosen[:, None]).sum()
+            gradients = torch.autograd.grad(score, mixed)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    relevance = torch.eye(mixed[0].shape[1]).to(images).expand(len(images), -1, -1)
+    for (q, k, v), gradient in zip(parts, gradients, strict=True):
+        of_heads = gradient.unflatten(-1, (q.shape[1], -1)).transpose(1, 2)  # (B, h, T, D/h)
+        for_class = attention_weights(q, k) * (of_heads @ v.transpose(-2, -1))
+        relevance = relevance + for_class.clamp(min=0).mean(dim=1) @ relevance
+    return relevance.detach()
 
 
 def class_attention(
