@@ -15,6 +15,7 @@ from going_modular.drawings.painting import ROLES
 from going_modular.drawings.synthetic_food import NAMES
 from going_modular.model_builder import ViT
 from going_modular.pretraining.views import Views, pick
+from going_modular.vit.backbones import statistics_of
 
 # What each loss counts for. They were not searched for one by one.
 WEIGHTS = {"contents": 3.0, "heights": 1.0, "roles": 1.0, "whole": 2.0, "summary": 2.0}
@@ -70,13 +71,6 @@ def divergence(scores: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """The mean divergence of softmax(scores) from shares, (..., K) both."""
     log_shares = scores.float().log_softmax(dim=-1).flatten(0, -2)
     return F.kl_div(log_shares, truth.flatten(0, -2), reduction="batchmean")
-
-
-def statistics_of(patches: torch.Tensor) -> torch.Tensor:
-    """(B, N, D) -> (B, 2D), the mean and the standard deviation over the patches."""
-    # The slope of the root is infinite at 0, where all patches are equal
-    spread = patches.var(dim=1, correction=0).add(1e-6).sqrt()
-    return torch.cat([patches.mean(dim=1), spread], dim=1)
 
 
 @torch.no_grad()
