@@ -19,7 +19,6 @@ from going_modular.model_builder import ViT
 from going_modular.pretraining import shards, teacher, views
 from going_modular.pretraining.optimizers import build_optimizers
 from going_modular.training.recipes import Recipe
-from going_modular.vit.backbones import statistics_of
 from going_modular.vit.weights import load_vit
 
 SMALL = replace(TINY, num_classes=0, dropout=0.0)
@@ -269,7 +268,9 @@ def test_only_the_patches_that_are_kept_go_through_the_encoder():
     network = teacher.Pretrainer(ViT(SMALL)).eval()
     images = torch.randn(2, 3, 32, 32)
     every = torch.arange(16).expand(2, -1)
-    torch.testing.assert_close(network(images, every), network.backbone.forward_features(images))
+    tokens, decoded = network(images, every)
+    torch.testing.assert_close(tokens, network.backbone.forward_features(images))
+    assert decoded.shape == tokens.shape and not torch.equal(decoded, tokens)
     kept = torch.tensor([[0, 5], [15, 1]])
     changed = images.clone()
     changed[0, :, :8, 8:16] = 0  # patch 1, which only the second image keeps
@@ -287,12 +288,30 @@ def test_right_answers_cost_nothing():
 def test_the_summary_is_standardized_and_teaches_the_class_token_alone():
     torch.manual_seed(0)
     patches = torch.randn(16, 9, 4, requires_grad=True)
-    summary = teacher.summary_of(patches)
-    torch.testing.assert_close(summary.mean(dim=0), torch.zeros(8), atol=1e-5, rtol=0)
-    torch.testing.assert_close(summary.std(dim=0), torch.ones(8), atol=0.02, rtol=0)
+    dish = torch.zeros(16, 9)
+    dish[:, :3] = 1
+    summary = teacher.summary_of(patches, dish)
+    torch.testing.assert_close(summary.mean(dim=0), torch.zeros(16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(summary.std(dim=0), torch.ones(16), atol=0.02, rtol=0)
     assert not summary.requires_grad
-    order = statistics_of(patches.detach())[:, 0].argsort()
-    assert torch.equal(summary[:, 0].argsort(), order)
+    everywhere, on_dish = patches.mean(dim=1), patches[:, :3].mean(dim=1)
+    assert torch.equal(summary[:, 0].argsort(), everywhere[:, 0].argsort())
+    correlation = torch.corrcoef(torch.stack([summary[:, 8], on_dish[:, 0]]))[0, 1]
+    assert correlation > 0.99  # a little of everywhere is in it
+
+
+def test_statistics_are_weighted_means_and_deviations():
+    torch.manual_seed(0)
+    patches = torch.randn(3, 6, 4)
+    weights = torch.tensor([[1.0] * 6, [1, 1, 0, 0, 0, 0], [2, 0, 1, 0, 0, 1]]).expand(3, 3, 6)
+    with torch.autocast("cpu", torch.bfloat16):  # as in the pretraining
+        found = teacher.weighted_statistics(patches, weights)
+    some = patches[:, [0, 0, 2, 5]]
+    for row, chosen in enumerate([patches, patches[:, :2], some]):
+        expected = torch.cat([chosen.mean(1), chosen.std(1, correction=0)], dim=1)
+        torch.testing.assert_close(found[:, row], expected, rtol=1e-4, atol=1e-4)
+    alike = teacher.weighted_statistics(torch.ones(1, 6, 4), torch.ones(1, 1, 6))
+    assert alike[0, 0].tolist() == [1] * 4 + [0] * 4
 
 
 def test_every_loss_reaches_the_backbone_and_counts_with_its_weight(drawings):
@@ -323,7 +342,7 @@ def test_each_parameter_has_one_optimizer_and_matrices_of_the_encoder_have_muon(
     assert not by_muon & by_adamw
     assert by_muon | by_adamw == {id(p) for p in network.parameters()}
     named = dict(network.named_parameters())
-    for name in ("backbone.encoder.0.attention.qkv.weight", "backbone.encoder.1.mlp.expand.weight"):
+    for name in ("backbone.encoder.1.attention.qkv.weight", "decoder.2.mlp.expand.weight"):
         assert id(named[name]) in by_muon, name
     for name in ("contents.weight", "backbone.pos_embedding", "backbone.encoder.0.mlp.expand.bias"):
         assert id(named[name]) in by_adamw, name

@@ -1,4 +1,4 @@
-"""Muon for the matrices inside the encoder, AdamW for everything else.
+"""Muon for the matrices inside encoder and decoder, AdamW for everything else.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) makes each step of a
 matrix orthogonal: it moves in all directions alike, and not only in the few in which its
@@ -17,9 +17,9 @@ ADAMW_RATE = 0.4  # of AdamW, for a rate of 1 of Muon
 
 
 def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of `model.backbone.encoder`, AdamW for all other parameters."""
-    encoder = model.get_submodule("backbone.encoder")
-    hidden = [parameter for parameter in encoder.parameters() if parameter.ndim == 2]
+    """Muon for the matrices of the blocks of a `Pretrainer`, AdamW for all others."""
+    blocks = [model.get_submodule(name) for name in ("backbone.encoder", "decoder")]
+    hidden = [p for part in blocks for p in part.parameters() if p.ndim == 2]
     is_hidden = {id(parameter) for parameter in hidden}
     others = [
         group | {"params": [p for p in group["params"] if id(p) not in is_hidden]}

@@ -2,9 +2,10 @@
 
 - Each patch says what lies on it, how high, and what it is a part of.
 - The class token says what the whole image holds.
-- The class token says what its patches have become: their mean and their spread, after
-  the last layer. A label for each patch teaches patches more than one label for an image
-  teaches a class token. This way the class token learns it from them.
+- The class token of the backbone says what its patches have become, on the dish and
+  everywhere: their mean and their spread, after the backbone's last layer. A label for
+  each patch teaches patches more than one label for an image teaches a class token. This
+  way the class token learns it from them.
 """
 
 import torch
@@ -15,39 +16,52 @@ from going_modular.drawings.painting import ROLES
 from going_modular.drawings.synthetic_food import NAMES
 from going_modular.model_builder import ViT
 from going_modular.pretraining.views import Views, pick
-from going_modular.vit.backbones import statistics_of
 
 # What each loss counts for. They were not searched for one by one.
 WEIGHTS = {"contents": 3.0, "heights": 1.0, "roles": 1.0, "whole": 2.0, "summary": 2.0}
+DECODER_LAYERS = 3
+ON_THE_DISH = ROLES.index("dish")
+EVERYWHERE = 0.02  # share of a dish that each patch is given, for crops without any
 
 
 class Pretrainer(nn.Module):
-    """A ViT with heads for everything that it has to say during pretraining.
+    """A ViT, with a decoder and heads for everything that it has to say during pretraining.
 
     Only the patches that are kept go through the encoder, as in He et al., *Masked
     Autoencoders* (arXiv 2111.06377). A quarter of the patches costs about a quarter of
     the time, so the network can see many more images.
+
+    The layers next to the heads get better at their task and worse at everything else
+    (Bordes et al., *Guillotine Regularization*, arXiv 2206.13378). So the heads read from
+    more layers of the same kind, the decoder, which is cut off after the pretraining.
     """
 
     def __init__(self, vit: ViT):
         super().__init__()
         D = vit.config.embedding_dim
         self.backbone = vit
+        self.decoder = nn.Sequential(*(vit.build_block(0) for _ in range(DECODER_LAYERS)))
+        self.norm = nn.LayerNorm(D, eps=vit.config.layer_norm_eps)
         self.contents = nn.Linear(D, len(NAMES))
         self.heights = nn.Linear(D, 1)
         self.roles = nn.Linear(D, len(ROLES))
         self.whole = nn.Linear(D, len(NAMES))
-        self.summary = nn.Linear(D, 2 * D)
+        self.summary = nn.Linear(D, 4 * D)
 
-    def forward(self, images: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """Tokens after the last LayerNorm, the class token first.
+    def forward(
+        self, images: torch.Tensor, kept: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens of the backbone and of the decoder, each after its last LayerNorm.
 
-        Shapes: images (B, 3, H, W), kept (B, n) -> (B, n+1, D).
+        The class token is the first.
+
+        Shapes: images (B, 3, H, W), kept (B, n) -> (B, n+1, D) and (B, n+1, D).
         """
         vit = self.backbone
         patches = pick(vit.patch_embedding(images) + vit.pos_embedding[:, 1:], kept)
         first = (vit.class_token + vit.pos_embedding[:, :1]).expand(images.shape[0], -1, -1)
-        return vit.norm(vit.encoder(torch.cat([first, patches], dim=1)))
+        z = vit.encoder(torch.cat([first, patches], dim=1))
+        return vit.norm(z), self.norm(self.decoder(z))
 
     def losses(self, views: Views) -> dict[str, torch.Tensor]:
         """The losses by name, each without its weight.
@@ -55,15 +69,16 @@ class Pretrainer(nn.Module):
         Shares cost their Kullback-Leibler divergence from the truth, which is zero where
         both are equal.
         """
-        tokens = self(views.images, views.kept)
-        first, patches = tokens[:, 0], tokens[:, 1:]
+        tokens, decoded = self(views.images, views.kept)
+        first, patches = decoded[:, 0], decoded[:, 1:]
         heights = self.heights(patches).squeeze(2).float()
+        summary = summary_of(tokens[:, 1:], views.roles[..., ON_THE_DISH])
         return {
             "contents": divergence(self.contents(patches), views.contents),
             "heights": F.smooth_l1_loss(heights, views.heights),
             "roles": divergence(self.roles(patches), views.roles),
             "whole": divergence(self.whole(first), views.whole),
-            "summary": F.mse_loss(self.summary(first).float(), summary_of(patches)),
+            "summary": F.mse_loss(self.summary(tokens[:, 0]).float(), summary),
         }
 
 
@@ -74,15 +89,27 @@ def divergence(scores: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def summary_of(patches: torch.Tensor) -> torch.Tensor:
-    """The mean and spread of an image's patches, standardized over the batch.
+def summary_of(patches: torch.Tensor, dish: torch.Tensor) -> torch.Tensor:
+    """The mean and spread of an image's patches, everywhere and on the dish.
 
-    No gradient goes through it: the patches must not become what is easy to summarize.
+    They are standardized over the batch. No gradient goes through them: the patches must
+    not become what is easy to summarize.
 
-    Shapes: (B, n, D) -> (B, 2D).
+    Shapes: patches (B, n, D), dish (B, n), the share of each patch that belongs to it
+    -> (B, 4D).
     """
-    statistics = statistics_of(patches.float())
-    return (statistics - statistics.mean(dim=0)) / (statistics.std(dim=0) + 1e-3)
+    weights = torch.stack([torch.ones_like(dish), dish + EVERYWHERE], dim=1)
+    summary = weighted_statistics(patches.float(), weights).flatten(1)
+    return (summary - summary.mean(dim=0)) / (summary.std(dim=0) + 1e-3)
+
+
+def weighted_statistics(patches: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Means and standard deviations over the patches: (B, n, D), (B, k, n) -> (B, k, 2D)."""
+    weights = (weights / weights.sum(dim=2, keepdim=True)).unsqueeze(3)  # (B, k, n, 1)
+    patches = patches.unsqueeze(1)  # (B, 1, n, D)
+    mean = (weights * patches).sum(dim=2, keepdim=True)  # a product of matrices would be in 16 bits
+    variance = (weights * (patches - mean).square()).sum(dim=2)
+    return torch.cat([mean.squeeze(2), variance.sqrt()], dim=2)
 
 
 def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
