@@ -6,9 +6,11 @@
     python -m going_modular.experiments.transfer finetune  # all of its weights trained
     python -m going_modular.experiments.transfer scratch   # no pretraining, chapter's recipe
 
-FOODVISION_SOURCE says which images. Each command prints the accuracy for five seeds, by
-5 folds over all 300 images or on the 75 test images. The probe has no random part of its
-own: for it the seeds only deal the folds, and on the test images it runs once. Settings
+FOODVISION_SOURCE says which images. `few` prints the accuracy for ten draws from all 300
+images, each tested on the images that were not drawn. Every other command prints the
+accuracy for five seeds, by 5 folds over all 300 images or on the 75 test images. The probe
+has no random part of its own: for it the seeds only deal the folds, and on the test images
+it runs once. Settings
 are chosen by 5 folds within the 225 training images. Those are among the 300, which
 makes accuracies over the 300 a little too good. ± is the standard deviation over the
 seeds. It leaves out that all seeds share their images.
@@ -52,7 +54,7 @@ SEEDS = range(5)
 SQUARE = 128  # pixels of the images for fine-tuning; crops of 112 are taken from them
 # Chosen by `choose`, for drawings and photos together
 PROBE_C = 0.01  # 1 / the penalty on the weights
-FEW_C = 0.1  # not chosen
+FEW_C = 0.1  # fixed beforehand, not chosen on any images
 SHOTS, DRAWS = 5, 10
 FINETUNE_LR = 3e-4
 FINETUNE_EPOCHS = 10
@@ -245,7 +247,7 @@ def print_few(food: FoodImages) -> None:
 
 
 def few_of_each(labels: torch.Tensor, draw: int) -> Split:
-    """`SHOTS` images of each class to train on, other ones for each draw; the rest to test."""
+    """`SHOTS` images of each class to train on, different for each draw; the rest to test on."""
     order = np.random.default_rng(draw).permutation(len(labels))
     shuffled = labels.numpy()[order]
     train = np.concatenate([order[shuffled == c][:SHOTS] for c in np.unique(shuffled)])

@@ -21,7 +21,7 @@ from going_modular.pretraining.views import Views, pick
 WEIGHTS = {"contents": 3.0, "heights": 1.0, "roles": 1.0, "whole": 2.0, "summary": 2.0}
 DECODER_LAYERS = 3
 ON_THE_DISH = ROLES.index("dish")
-EVERYWHERE = 0.02  # share of a dish that each patch is given, for crops without any
+EVERYWHERE = 0.02  # added to each patch's share of the dish, for crops that show no dish
 
 
 class Pretrainer(nn.Module):
@@ -107,7 +107,8 @@ def weighted_statistics(patches: torch.Tensor, weights: torch.Tensor) -> torch.T
     """Means and standard deviations over the patches: (B, n, D), (B, k, n) -> (B, k, 2D)."""
     weights = (weights / weights.sum(dim=2, keepdim=True)).unsqueeze(3)  # (B, k, n, 1)
     patches = patches.unsqueeze(1)  # (B, 1, n, D)
-    mean = (weights * patches).sum(dim=2, keepdim=True)  # a product of matrices would be in 16 bits
+    # A product of matrices would be rounded to 16 bits under autocast
+    mean = (weights * patches).sum(dim=2, keepdim=True)
     variance = (weights * (patches - mean).square()).sum(dim=2)
     return torch.cat([mean.squeeze(2), variance.sqrt()], dim=2)
 

@@ -146,7 +146,7 @@ def attention_relevance(
     Attention says how much a token takes, and not what the answer makes of it. So each
     weight of A is multiplied by the gradient of the class's logit with respect to it. A
     negative product speaks against the class and counts as zero. With the mean over the
-    heads, Ā, each layer adds what it mixes: R = R + Ā R, from R = I on. These are
+    heads, Ā, each layer adds what it mixes: R = R + Ā R, beginning with R = I. These are
     equations 5 and 6 of Chefer et al. (arXiv 2103.15679). Rows do not sum to 1.
 
     The forward pass is the model's own: with y = A v, the gradient of A is that of y
