@@ -108,30 +108,21 @@ def test_a_missing_and_a_damaged_file_are_named(tmp_path, monkeypatch):
         load_pretrained_backbone("drawn_dishes")
 
 
-def test_the_features_are_mean_and_standard_deviation_of_the_patches():
-    backbone, _, _ = load_pretrained_backbone("drawn_dishes")
-    images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
-    patches = backbone.vit.forward_features(images)[:, 1:]  # without the class token
-    expected = torch.cat([patches.mean(1), patches.std(1, correction=0)], dim=1)
-    torch.testing.assert_close(backbone(images), expected, rtol=1e-4, atol=1e-4)
-    without = backbones.TokenStatistics(tiny_vit(pool="mean"))  # every token is a patch
-    images = torch.randn(2, 3, 32, 32)
-    patches = without.vit.forward_features(images)
-    torch.testing.assert_close(without(images)[:, :24], patches.mean(1))
-    equal = torch.ones(1, 64, 192, requires_grad=True)
-    backbones.statistics_of(equal).sum().backward()
-    assert equal.grad.isfinite().all()
+def test_the_features_are_the_class_token_after_the_last_layernorm():
+    backbone, transform, _ = load_pretrained_backbone("drawn_dishes")
+    images = torch.randn(2, 3, *transform.crop_size * 2)
+    tokens = backbone.vit.forward_features(images)
+    assert torch.equal(backbone(images), tokens[:, 0])
+    assert backbone.embedding_dim == tokens.shape[-1]
 
 
 def test_a_backbone_can_be_exported_for_any_number_of_images():
-    vit = tiny_vit(num_classes=0)
+    backbone = backbones.Backbone(tiny_vit(num_classes=0), "tiny").eval()
     images, batch = torch.randn(5, 3, 32, 32), {0: torch.export.Dim("B")}
-    for backbone in (backbones.TokenStatistics(vit), backbones.Backbone(vit, "tiny")):
-        backbone.eval()
-        program = torch.export.export(backbone, (images[:2],), dynamic_shapes=(batch,)).module()
-        with torch.no_grad():
-            for count in (1, 2, 5):
-                assert torch.equal(program(images[:count]), backbone(images[:count]))
+    program = torch.export.export(backbone, (images[:2],), dynamic_shapes=(batch,)).module()
+    with torch.no_grad():
+        for count in (1, 2, 5):
+            assert torch.equal(program(images[:count]), backbone(images[:count]))
 
 
 def test_the_file_is_small_numbers_only_and_the_one_of_the_card():

@@ -1,4 +1,4 @@
-"""Pretrain a small ViT on drawn dishes. The file in `pretrained/` is still an older version's.
+"""Pretrain a small ViT on drawn dishes: the file in `pretrained/`.
 
 python -m going_modular.experiments.pretrain
 

@@ -98,7 +98,7 @@ def fit_classifier() -> tuple[Classifier, ViT, str]:
     _, results = fit(head, HEAD, train, test, K, device=device, progress=False)
     right = round(results["test_acc"][-1] * len(test))
     description = (
-        f"{name}, and a linear head on the mean and the spread of its patch tokens, "
+        f"{name}, and a linear head on its class token, "
         f"fitted to {len(train)} images when this page was started. It is right for "
         f"**{right} of {len(test)}** test images of the same kind; your photo may be "
         f"harder. Images: {food.source}"
