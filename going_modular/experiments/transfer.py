@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 SEEDS = range(5)
-SQUARE = 128  # pixels of the images for fine-tuning; crops of 112 are taken from them
+SQUARE = 160  # pixels of the images for fine-tuning; crops of 112 are taken from them
 # Chosen by `choose`, for drawings and photos together
-PROBE_C = 0.01  # 1 / the penalty on the weights
+PROBE_C = 0.03  # 1 / the penalty on the weights
 FEW_C = 0.1  # fixed beforehand, not chosen on any images
 SHOTS, DRAWS = 5, 10
 FINETUNE_LR = 3e-4

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models import VisionTransformer, ViT_B_16_Weights, vit_b_16
 
 from going_modular.images.downloads import DownloadError, download_file
-from going_modular.images.transforms import EvaluationTransform, evaluation_transform
+from going_modular.images.transforms import EvaluationTransform
 from going_modular.model_builder import ViT
 from going_modular.utils import PACKAGE, get_source
 from going_modular.vit.files import read_weights, vit_from
@@ -110,7 +110,7 @@ def load_vit_file(path: str | Path) -> tuple[nn.Module, EvaluationTransform, str
     """
     stored = read_weights(path)
     vit = load_vit(stored, num_classes=0, representation_size=0)
-    transform = evaluation_transform(vit.config.image_size, *stored.normalization)
+    transform = stored.transform_at(vit.config.image_size)
     H, W = vit.config.image_hw
     description = (
         f"a ViT with patches of {vit.config.patch_size} and images of "
@@ -156,7 +156,7 @@ def load_drawn_dishes() -> tuple[nn.Module, EvaluationTransform, str]:
     except ValueError as error:
         raise ValueError(f"{DRAWN_DISHES.name} is damaged. {restore} ({error})") from error
     size = vit.config.image_size
-    transform = evaluation_transform(size, *stored.normalization)
+    transform = stored.transform_at(size)
     description = f"a small ViT ({size} pixels), pretrained on drawn dishes"
     return Backbone(vit, "drawn_dishes").eval(), transform, description
 
