@@ -246,6 +246,7 @@ for _lr in TABLE_4["Oxford-IIIT Pets"][1]:
     )
 
 
+@cache
 def settings_of(method: str) -> str:
     """A fingerprint of the settings of one of `METHODS` or `CANDIDATES`, and of our weights."""
     train_and_test = (METHODS | CANDIDATES)[method]
