@@ -8,7 +8,6 @@ import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import asdict
-from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -159,9 +158,7 @@ def test_a_trained_classifier_can_be_tried(size, grid, sharp, normalization, tmp
     image = transform(picture)[None].to(get_device())
     maps, read = attention_maps(vit, image).cpu(), read_by_head(vit, image).cpu()
     (seen,) = class_attention(maps[:, 1, 2], grid, read)
-    zoom = Fraction(transform.resize_size[0], transform.crop_size[0])
-    sharper = evaluation_transform(sharp, *normalization, zoom)
-    view = denormalize(sharper(picture), *normalization)
+    view = denormalize(evaluation_transform(sharp, *normalization)(picture), *normalization)
     assert np.array_equal(answers["attention"], demo.overlay(view, seen))
     assert answers["attention"].shape == (*sharp, 3)
     patches = answers["patches"]
@@ -195,7 +192,7 @@ def test_a_descendant_shows_what_its_head_takes_from_patches(parts, reader, tmp_
     image = transform(picture)[None].to(get_device())
     rollout, read = attention_rollout(attention_maps(vit, image)), read_by_head(vit, image)
     (seen,) = class_attention(rollout, (4, 4), read).cpu()
-    view = denormalize(evaluation_transform((560, 560), zoom=Fraction(36, 32))(picture))
+    view = denormalize(evaluation_transform((560, 560))(picture))
     assert np.array_equal(answers["attention"], demo.overlay(view, seen))
 
 
@@ -424,7 +421,7 @@ def image_on(page, name, before=None):
 
 def square(picture):
     """The square of the picture that the page draws."""
-    image = evaluation_transform(demo.SHARP, zoom=Fraction(10, 7))(picture)
+    image = evaluation_transform(demo.SHARP)(picture)
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
     return (image.movedim(0, -1) * std + mean).clamp(0, 1).numpy()
 

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from going_modular import train
 from going_modular.training import recipes
-from going_modular.vit.backbones import Backbone, load_vit_file
+from going_modular.vit.backbones import Backbone, TokenStatistics, load_vit_file, statistics_of
 from going_modular.vit.descendant_config import Rotary
 from going_modular.vit.files import write_vit
 from going_modular.vit.inspect import (
@@ -166,6 +166,8 @@ def test_registers_are_left_out():
         similar = token_similarity(tokens, 7, grid)
         assert_close(similar, token_similarity(tokens[:, 3:], 7, grid))
         assert similar[0].argmax() == 7
+        statistics = TokenStatistics(vit)(images)
+        assert torch.equal(statistics, statistics_of(tokens[:, 3:]))
 
 
 def test_positions_beside_registers_can_be_compared():

@@ -85,7 +85,7 @@ def test_without_scikit_learn_a_command_says_what_to_install(
     food = transfer.FoodImages(food_folder / "train", food_folder / "test", None, "random")
     monkeypatch.setattr(transfer.data_setup, "get_food_images", lambda: food)
     monkeypatch.setattr(cross_validation, "find_spec", lambda name: None)
-    status, line = ending(transfer, ["probe"], capsys)
+    status, line = ending(transfer, ["finetune"], capsys)
     assert status == 2 and ": error: " in line and "pip install scikit-learn" in line
 
 

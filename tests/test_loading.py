@@ -595,6 +595,7 @@ def test_a_grid_without_interpolation_is_an_error():
 def test_the_vit_in_each_kind_of_backbone():
     vit = tiny_vit(embedding_dim=192, num_classes=0)
     assert backbones.vit_of(vit) is vit
+    assert backbones.vit_of(backbones.TokenStatistics(vit)) is vit
     assert backbones.vit_of(backbones.Backbone(vit, "tiny")) is vit
     with pytest.raises(TypeError, match="no ViT in a Sequential"):
         backbones.vit_of(nn.Sequential(vit))

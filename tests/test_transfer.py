@@ -5,9 +5,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from going_modular.data_setup import FoodImages
-from going_modular.experiments import transfer
-from going_modular.experiments.cross_validation import Images, Split, five_folds
-from going_modular.experiments.transfer import probe
+from going_modular.experiments import cross_validation, transfer
+from going_modular.experiments.cross_validation import Images, Split, five_folds, published_split
+from going_modular.experiments.transfer import fit_probe, probe
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -48,6 +48,37 @@ def test_few_images_of_each_class_are_drawn_anew_and_all_others_test():
         assert labels[train].bincount().tolist() == [5, 5, 5]
         assert sorted(train + held_out) == list(range(24))
     assert draws[0] == draws[2] != draws[1]
+
+
+def test_finetuning_starts_at_the_probe(images, monkeypatch):
+    """Without any training, the model answers as the probe on its features does."""
+    monkeypatch.setattr(transfer, "train_all", lambda *arguments: None)
+    (split,) = published_split(images)
+    middle = images.images[..., 8:-8, 8:-8]
+    backbone, _, normalization = cross_validation.our_backbone()
+    normalized = transfer.to_normalized(*normalization)(middle)
+    with torch.no_grad():
+        features = backbone(normalized).numpy()
+    fitted = fit_probe(features[split.train], images.labels[split.train])
+    expected = fitted.score(features[split.held_out], images.labels[split.held_out])
+    assert transfer.finetune(images, [split], seed=0) == expected
+
+
+def test_finetuning_trains_all_weights_and_can_be_repeated(images, monkeypatch):
+    changed = []
+
+    def spied_train_all(model, *rest):
+        before = [parameter.clone() for parameter in model.parameters()]
+        train_all(model, *rest)
+        pairs = zip(before, model.named_parameters(), strict=True)
+        changed.append({name: not torch.equal(old, new) for old, (name, new) in pairs})
+
+    train_all = transfer.train_all
+    monkeypatch.setattr(transfer, "train_all", spied_train_all)
+    splits = published_split(images)
+    accuracies = [transfer.finetune(images, splits, seed, lr=1e-3, epochs=3) for seed in (0, 0)]
+    assert accuracies[0] == accuracies[1]
+    assert all(changed[0].values()) and len(changed) == 2
 
 
 def test_from_scratch_all_test_images_count(images):

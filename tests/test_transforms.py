@@ -1,7 +1,5 @@
 """The transform of evaluation, for squares and for all other shapes."""
 
-from fractions import Fraction
-
 import numpy as np
 import pytest
 import torch
@@ -59,18 +57,6 @@ def test_other_shapes_cover_eight_sevenths_and_keep_the_aspect_ratio(shape, size
     assert seen.shape == (3, H, W)
     colors = denormalize(seen)
     np.testing.assert_allclose(colors, np.asarray(middle) / 255, atol=1e-6)
-
-
-def test_a_closer_look_sees_the_middle_with_more_pixels():
-    """One of the whole of a picture has half the pixels of one of the middle half."""
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-    picture = Image.fromarray(pixels)
-    for size in (32, (32, 32)):
-        closer = denormalize(evaluation_transform(size, zoom=Fraction(2))(picture))
-        np.testing.assert_allclose(closer, pixels[16:48, 16:48] / 255, atol=1e-6)
-        whole = denormalize(evaluation_transform(size, zoom=Fraction(1))(picture))
-        expected = np.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR)) / 255
-        np.testing.assert_allclose(whole, expected, atol=1e-6)
 
 
 def test_the_middle_of_a_wide_picture_is_seen_by_a_wide_model():

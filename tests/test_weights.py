@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from going_modular import data_setup, engine
 from going_modular.drawings.pantry import PANTRY
 from going_modular.experiments.cross_validation import five_folds, read_images
-from going_modular.experiments.transfer import probe
+from going_modular.experiments.transfer import fit_probe, linear_layer, probe
 from going_modular.images.downloads import DownloadError
 from going_modular.vit import backbones
 from going_modular.vit.backbones import DRAWN_DISHES, load_pretrained_backbone
@@ -46,7 +46,7 @@ def test_without_a_network_the_small_backbone_is_taken_and_says_why(cache):
     backbone, transform, description = load_pretrained_backbone()
     assert "drawn dishes" in description and "vit_b_16-c867db91.pth" in description
     assert "is not there" in description and str(cache) not in description
-    assert backbone.embedding_dim == backbone.vit.config.embedding_dim
+    assert backbone.embedding_dim == 2 * backbone.vit.config.embedding_dim
     images = transform(Image.new("RGB", (300, 200))).unsqueeze(0)
     assert backbone(images).shape == (1, backbone.embedding_dim)
     assert not backbone.training
@@ -68,7 +68,7 @@ def test_an_incomplete_file_in_the_cache_is_named_and_not_loaded(cache):
 
 def test_with_drawn_images_nothing_is_downloaded(planted, monkeypatch):
     monkeypatch.setenv("FOODVISION_SOURCE", "synthetic")
-    assert load_pretrained_backbone()[0].embedding_dim == 192
+    assert load_pretrained_backbone()[0].embedding_dim == 384
     assert load_pretrained_backbone("vit_b_16")[0].embedding_dim == 768
 
 
@@ -108,21 +108,30 @@ def test_a_missing_and_a_damaged_file_are_named(tmp_path, monkeypatch):
         load_pretrained_backbone("drawn_dishes")
 
 
-def test_the_features_are_the_class_token_after_the_last_layernorm():
-    backbone, transform, _ = load_pretrained_backbone("drawn_dishes")
-    images = torch.randn(2, 3, *transform.crop_size * 2)
-    tokens = backbone.vit.forward_features(images)
-    assert torch.equal(backbone(images), tokens[:, 0])
-    assert backbone.embedding_dim == tokens.shape[-1]
+def test_the_features_are_mean_and_standard_deviation_of_the_patches():
+    backbone, _, _ = load_pretrained_backbone("drawn_dishes")
+    images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    patches = backbone.vit.forward_features(images)[:, 1:]  # without the class token
+    expected = torch.cat([patches.mean(1), patches.std(1, correction=0)], dim=1)
+    torch.testing.assert_close(backbone(images), expected, rtol=1e-4, atol=1e-4)
+    without = backbones.TokenStatistics(tiny_vit(pool="mean"))  # every token is a patch
+    images = torch.randn(2, 3, 32, 32)
+    patches = without.vit.forward_features(images)
+    torch.testing.assert_close(without(images)[:, :24], patches.mean(1))
+    equal = torch.ones(1, 64, 192, requires_grad=True)
+    backbones.statistics_of(equal).sum().backward()
+    assert equal.grad.isfinite().all()
 
 
 def test_a_backbone_can_be_exported_for_any_number_of_images():
-    backbone = backbones.Backbone(tiny_vit(num_classes=0), "tiny").eval()
+    vit = tiny_vit(num_classes=0)
     images, batch = torch.randn(5, 3, 32, 32), {0: torch.export.Dim("B")}
-    program = torch.export.export(backbone, (images[:2],), dynamic_shapes=(batch,)).module()
-    with torch.no_grad():
-        for count in (1, 2, 5):
-            assert torch.equal(program(images[:count]), backbone(images[:count]))
+    for backbone in (backbones.TokenStatistics(vit), backbones.Backbone(vit, "tiny")):
+        backbone.eval()
+        program = torch.export.export(backbone, (images[:2],), dynamic_shapes=(batch,)).module()
+        with torch.no_grad():
+            for count in (1, 2, 5):
+                assert torch.equal(program(images[:count]), backbone(images[:count]))
 
 
 def test_the_file_is_small_numbers_only_and_the_one_of_the_card():
@@ -140,6 +149,14 @@ def test_only_the_weights_and_their_card_lie_in_pretrained():
     names = {path.name for path in DRAWN_DISHES.parent.iterdir()}
     shown = {name for name in names if not name.startswith(".")}
     assert shown == {DRAWN_DISHES.name, "README.md"}
+
+
+def test_a_probe_is_one_linear_layer():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(60, 5, generator=generator) * torch.arange(1, 6) + 3
+    fitted = fit_probe(features.numpy(), torch.arange(60) % 3)
+    scores = torch.from_numpy(fitted.decision_function(features.numpy()))
+    torch.testing.assert_close(linear_layer(fitted)(features), scores.float(), rtol=1e-4, atol=1e-4)
 
 
 def test_a_linear_probe_on_its_features_reaches_what_the_card_says():

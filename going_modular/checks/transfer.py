@@ -111,8 +111,7 @@ def another_resolution(tokens, position_numbers, at_resolution: Callable) -> Non
         "tokens",
         tokens,
         N + 1,
-        f"how many patches of {c.patch_size} pixels fit along a side of 168? Which other "
-        "token is there?",
+        "how many patches of 14 pixels fit along a side of 168? Which other token is there?",
     )
     require_answers(position_numbers=position_numbers)
     require_number(

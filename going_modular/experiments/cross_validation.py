@@ -14,7 +14,7 @@ import torch
 from going_modular import data_setup
 from going_modular.data_setup import FoodImages
 from going_modular.images.transforms import Normalization, Transform
-from going_modular.vit.backbones import Backbone, load_pretrained_backbone
+from going_modular.vit.backbones import TokenStatistics, load_pretrained_backbone
 
 
 class Images(NamedTuple):
@@ -82,10 +82,10 @@ def accuracy_over(
     return right / total
 
 
-def our_backbone() -> tuple[Backbone, Transform, Normalization]:
+def our_backbone() -> tuple[TokenStatistics, Transform, Normalization]:
     """Our pretrained ViT without its head, the transform of its images, and their colors."""
     backbone, transform, _ = load_pretrained_backbone("drawn_dishes")
-    assert isinstance(backbone, Backbone)
+    assert isinstance(backbone, TokenStatistics)
     return backbone, transform, Normalization(tuple(transform.mean), tuple(transform.std))
 
 

@@ -25,13 +25,11 @@ from going_modular import data_setup, engine
 from going_modular.experiments.command_line import endings_in_one_line, sweep_parser
 from going_modular.experiments.cross_validation import five_folds, our_backbone, read_images
 from going_modular.experiments.sweeps import fingerprint, read_results, sweep
-from going_modular.images.checksums import sha256_of
 from going_modular.images.transforms import Transform, evaluation_transform
 from going_modular.model_builder import ViT
 from going_modular.training.fit import augment, fit, resize_for_crops
 from going_modular.training.recipes import HEAD, MINI, RECIPES, TABLE_4, Recipe, initialize
 from going_modular.utils import get_device, require_checkout, set_seeds
-from going_modular.vit.backbones import DRAWN_DISHES
 from going_modular.vit.weights import load_weights
 
 # Self-supervised pretraining: each training image is a class of its own, and the network
@@ -178,10 +176,7 @@ def head_on_backbone(
 def whole_backbone(
     food: Food, train: list[int], held_out: list[int], seed: int, recipe: Recipe
 ) -> dict[str, list]:
-    """All weights of our backbone, and of a head that starts at zero (Section 3.2).
-
-    Matrix products are in bfloat16, as in the pretraining.
-    """
+    """All weights of our backbone, and of a head that starts at zero (Section 3.2)."""
     backbone, _, normalization = our_backbone()
     head = nn.Linear(backbone.embedding_dim, 3)
     nn.init.zeros_(head.weight)
@@ -201,7 +196,6 @@ def whole_backbone(
         num_classes=3,
         device=get_device(),
         seed=seed,
-        precision="bfloat16",
         progress=False,
     )[1]
 
@@ -246,13 +240,9 @@ for _lr in TABLE_4["Oxford-IIIT Pets"][1]:
     )
 
 
-@cache
 def settings_of(method: str) -> str:
-    """A fingerprint of the settings of one of `METHODS` or `CANDIDATES`, and of our weights."""
-    train_and_test = (METHODS | CANDIDATES)[method]
-    is_mini = train_and_test.func is mini_from_scratch
-    weights = [] if is_mini else [sha256_of(DRAWN_DISHES)]
-    return fingerprint(MINI, train_and_test.keywords, *weights)
+    """A fingerprint of the settings of one of `METHODS` or `CANDIDATES`."""
+    return fingerprint(MINI, (METHODS | CANDIDATES)[method].keywords)
 
 
 # The sweeps

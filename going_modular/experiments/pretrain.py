@@ -1,4 +1,4 @@
-"""Pretrain a small ViT on drawn dishes: the file in `pretrained/`.
+"""Pretrain a small ViT on drawn dishes. The file in `pretrained/` is still an older version's.
 
 python -m going_modular.experiments.pretrain
 
@@ -48,9 +48,6 @@ CONFIG = ViTConfig(
     num_classes=0,
     dropout=0.0,
 )
-# The ViT is evaluated on 112 pixels out of 160. In the random crops of the pretraining,
-# things looked larger than in the usual view (Touvron et al., arXiv 1906.06423)
-ZOOM = "10/7"
 HELD_OUT_BATCHES = 8  # of views of the held-out drawings, the same ones every time
 
 
@@ -132,8 +129,7 @@ def pretrain(options: argparse.Namespace) -> Path:
             if stop_requested():
                 raise KeyboardInterrupt(f"saved in {checkpoint.path}")
     backbone = deepcopy(network.backbone).half()
-    path = FOLDER / "vit_drawn_dishes.safetensors"
-    return write_vit(backbone, path, zoom=ZOOM, log=progress.log)
+    return write_vit(backbone, FOLDER / "vit_drawn_dishes.safetensors", log=progress.log)
 
 
 def pretraining_step(

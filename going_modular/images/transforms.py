@@ -1,7 +1,6 @@
 """From pictures to tensors, and back."""
 
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -13,7 +12,6 @@ from torchvision.transforms import functional, v2
 
 # Normalized with these, the colors of photos have mean 0 and standard deviation 1
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-ZOOM = Fraction(8, 7)  # the usual one: 224 pixels out of 256
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
@@ -84,24 +82,21 @@ def evaluation_transform(
     size: int | tuple[int, int],
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-    zoom: Fraction = ZOOM,
 ) -> EvaluationTransform:
     """The transform that models are evaluated with, for any size.
 
-    A picture is resized until it covers `zoom` times `size`, the center of exactly `size`
-    is cut out, and colors are normalized. For a square this is torchvision's own preset.
+    A picture is resized until it covers 8/7 of `size`, the center of exactly `size` is
+    cut out, and colors are normalized. For a square this is torchvision's own preset.
 
     Args:
         size: one number for a square, or (height, width); pixels.
-        zoom: 1 keeps the whole of a picture of the same proportions.
     """
     H, W = (size, size) if isinstance(size, int) else size
-    resized = int(H * zoom), int(W * zoom)
     if H == W:
         return ViT_B_16_Weights.DEFAULT.transforms(
-            crop_size=H, resize_size=resized[0], mean=mean, std=std
+            crop_size=H, resize_size=H * 8 // 7, mean=mean, std=std
         )
-    return ResizeAndCrop((H, W), resized, mean, std)
+    return ResizeAndCrop((H, W), (H * 8 // 7, W * 8 // 7), mean, std)
 
 
 def to_normalized(

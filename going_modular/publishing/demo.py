@@ -13,7 +13,6 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,7 +98,7 @@ def fit_classifier() -> tuple[Classifier, ViT, str]:
     _, results = fit(head, HEAD, train, test, K, device=device, progress=False)
     right = round(results["test_acc"][-1] * len(test))
     description = (
-        f"{name}, and a linear head on its class token, "
+        f"{name}, and a linear head on the mean and the spread of its patch tokens, "
         f"fitted to {len(train)} images when this page was started. It is right for "
         f"**{right} of {len(test)}** test images of the same kind; your photo may be "
         f"harder. Images: {food.source}"
@@ -252,7 +251,6 @@ def build_page(classifier: Classifier, vit: ViT, description: str) -> "gr.Blocks
     config, grid = vit.config, vit.config.grid
     H, W = config.image_hw
     sharp_size = (SHARP * H // max(H, W), SHARP * W // max(H, W))
-    zoom = Fraction(transform.resize_size[0], transform.crop_size[0])
 
     def check(layer, head):
         if layer not in range(config.num_layers + 1) or head not in range(config.num_heads + 1):
@@ -277,8 +275,7 @@ def build_page(classifier: Classifier, vit: ViT, description: str) -> "gr.Blocks
         maps = attention_maps(vit, image)[0].cpu()
         read = read_by_head(vit, image)[0].cpu()
         # The same part of the picture with more pixels than the model gets
-        closer = evaluation_transform(sharp_size, **colors, zoom=zoom)
-        view = denormalize(closer(picture), **colors)
+        view = denormalize(evaluation_transform(sharp_size, **colors)(picture), **colors)
         picture.thumbnail((640, 640))  # browsers cannot show every kind of file
         return {
             photo: picture,

@@ -347,4 +347,4 @@ def build_average(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay))
 
 
-HEAD = Recipe(epochs=10, batch_size=32, lr=1e-2, optimizer="adam")
+HEAD = Recipe(epochs=10, batch_size=32, lr=1e-3, optimizer="adam")

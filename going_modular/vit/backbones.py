@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models import VisionTransformer, ViT_B_16_Weights, vit_b_16
 
 from going_modular.images.downloads import DownloadError, download_file
-from going_modular.images.transforms import EvaluationTransform
+from going_modular.images.transforms import EvaluationTransform, evaluation_transform
 from going_modular.model_builder import ViT
 from going_modular.utils import PACKAGE, get_source
 from going_modular.vit.files import read_weights, vit_from
@@ -22,10 +22,10 @@ BACKBONES = ("auto", "vit_b_16", "drawn_dishes")
 def load_pretrained_backbone(name: str = "auto") -> tuple[nn.Module, EvaluationTransform, str]:
     """A pretrained ViT without its head, and the transform that its images need.
 
-    Shapes: backbone(images (B, 3, H, W)) -> features (B, D), the class token after the
-    final LayerNorm (equation 4), or what else the head of a ViT in a file reads. D is
-    `backbone.embedding_dim`, H and W are those of the transform, and `backbone.name` is a
-    short name for files.
+    Shapes: backbone(images (B, 3, H, W)) -> features (B, D). Each backbone returns the
+    feature that it was trained with. For ViT-B/16 that is the class token after the final
+    LayerNorm (equation 4); for ours see `TokenStatistics`. D is `backbone.embedding_dim`,
+    H and W are those of the transform, and `backbone.name` is a short name for files.
 
     Args:
         name: which backbone.
@@ -110,7 +110,7 @@ def load_vit_file(path: str | Path) -> tuple[nn.Module, EvaluationTransform, str
     """
     stored = read_weights(path)
     vit = load_vit(stored, num_classes=0, representation_size=0)
-    transform = stored.transform_at(vit.config.image_size)
+    transform = evaluation_transform(vit.config.image_size, *stored.normalization)
     H, W = vit.config.image_hw
     description = (
         f"a ViT with patches of {vit.config.patch_size} and images of "
@@ -137,6 +137,36 @@ class Backbone(nn.Module):
         return self.vit(images)
 
 
+class TokenStatistics(nn.Module):
+    """What the patches of a ViT have in common, and how much they differ.
+
+    A class token has to learn which patches to look at. The mean and the standard
+    deviation over all patches have nothing to learn. The standard deviation is small
+    where all patches are similar, as on a pile of rice, and large for a plate of many
+    things.
+
+    Shapes: images (B, C, H, W) -> (B, 2D), the mean and then the standard deviation of
+    the N patches after the final LayerNorm.
+    """
+
+    def __init__(self, vit: ViT):
+        super().__init__()
+        self.vit = vit
+        self.name = "drawn_dishes"
+        self.embedding_dim = 2 * vit.config.embedding_dim
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.vit.forward_features(images)
+        return statistics_of(tokens[:, self.vit.config.num_tokens_before_patches :])
+
+
+def statistics_of(patches: torch.Tensor) -> torch.Tensor:
+    """(B, N, D) -> (B, 2D), the mean and the standard deviation over the patches."""
+    # The slope of the root is infinite at 0, where all patches are equal
+    spread = patches.var(dim=1, correction=0).add(1e-6).sqrt()
+    return torch.cat([patches.mean(dim=1), spread], dim=1)
+
+
 def load_drawn_dishes() -> tuple[nn.Module, EvaluationTransform, str]:
     """Our small ViT, see `pretrained/README.md`; the file holds half precision numbers.
 
@@ -156,9 +186,9 @@ def load_drawn_dishes() -> tuple[nn.Module, EvaluationTransform, str]:
     except ValueError as error:
         raise ValueError(f"{DRAWN_DISHES.name} is damaged. {restore} ({error})") from error
     size = vit.config.image_size
-    transform = stored.transform_at(size)
+    transform = evaluation_transform(size, *stored.normalization)
     description = f"a small ViT ({size} pixels), pretrained on drawn dishes"
-    return Backbone(vit, "drawn_dishes").eval(), transform, description
+    return TokenStatistics(vit).eval(), transform, description
 
 
 def cache_weights(url: str) -> Path:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,6 @@ from torch import nn
 
 from going_modular.images.transforms import (
     IMAGENET,
-    ZOOM,
     EvaluationTransform,
     Normalization,
     evaluation_transform,
@@ -53,15 +51,6 @@ class StoredWeights:
         """A name for each output, in order; None if the file has none."""
         return self.notes.get("class_names")
 
-    @property
-    def zoom(self) -> Fraction:
-        """How closely the model looks at a picture, see `evaluation_transform`."""
-        return Fraction(self.notes.get("zoom", ZOOM))
-
-    def transform_at(self, size: int | tuple[int, int]) -> EvaluationTransform:
-        """The transform that the model is evaluated with, for images of a size in pixels."""
-        return evaluation_transform(size, *self.normalization, self.zoom)
-
 
 class Classifier(NamedTuple):
     """A model, with everything that is needed to use it."""
@@ -79,13 +68,12 @@ def write_vit(
     Args:
         normalization: how colors were normalized in training.
         notes: anything else about the model, as values that JSON has. A classifier has
-            `class_names`, one for each output, in order. `zoom`, such as "10/7", is that
-            of `evaluation_transform`, where it is not the usual one.
+            `class_names`, one for each output, in order.
 
     Raises:
         ValueError: if the file does not end in .safetensors, or could not be read again:
             no configuration describes a stem, a note cannot be called "config", and class
-            names, zoom and normalization have to be those of `read_classifier`.
+            names and the normalization have to be those of `read_classifier`.
     """
     path = project_path(path)
     if path.suffix != ".safetensors":
@@ -101,7 +89,6 @@ def write_vit(
     }
     parse_normalization(metadata["normalization"])
     check_class_names(notes)
-    check_zoom(notes)
     texts = {name: json.dumps(value) for name, value in metadata.items()}
     tensors = {name: t.contiguous().cpu() for name, t in vit.state_dict().items()}
     with atomic_write(path) as unfinished:
@@ -138,7 +125,8 @@ def read_classifier(path: str | Path) -> Classifier:
             f"{name} names {len(class_names)} classes for {vit.config.num_classes} "
             "outputs, so it is damaged: train it again, or use an intact copy"
         )
-    return Classifier(vit, stored.transform_at(vit.config.image_size), class_names)
+    transform = evaluation_transform(vit.config.image_size, *stored.normalization)
+    return Classifier(vit, transform, class_names)
 
 
 def stored_class_names(path: str | Path) -> list[str] | None:
@@ -189,7 +177,6 @@ def own_weights(name: str, tensors: Tensors, metadata: dict[str, str]) -> Stored
         config = parse_config(notes.pop("config"))
         normalization = parse_normalization(notes.pop("normalization", None))
         check_class_names(notes)
-        check_zoom(notes)
         check_tensors(tensors, config)
     except ValueError as error:
         raise ValueError(
@@ -242,17 +229,6 @@ def check_class_names(notes: dict[str, Any]) -> None:
         and len(set(names)) == len(names)
     ):
         raise ValueError(f"expected a list of different class names, got {names!r}")
-
-
-def check_zoom(notes: dict[str, Any]) -> None:
-    """Raise `ValueError` unless the note `zoom`, if any, is a fraction of at least 1."""
-    zoom = notes.get("zoom", "1")
-    try:
-        is_fraction = isinstance(zoom, str) and Fraction(zoom) >= 1
-    except (ValueError, ZeroDivisionError):
-        is_fraction = False
-    if not is_fraction:
-        raise ValueError(f"expected a zoom of at least 1 as a text such as '8/7', got {zoom!r}")
 
 
 def check_tensors(tensors: Tensors, config: ViTConfig) -> None:
